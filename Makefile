@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Every target makes the environment it needs. PYTHON=python3.12 make test picks another Python.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The CPU build on the index or in the folder that pip is set to use. Parity is the only user.
+TORCH ?= torch==2.13.0
+# pyright's wrapper would ask for its newest version at every run.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+# pyenv puts a `python3.12` on the path that fails unless that version is selected: then the
+# installed one is named by its folder.
+PYTHON_FOUND := $(or $(shell $(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/null),\
+  $(lastword $(sort $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/*/bin/$(PYTHON)))))
+PYTHON_VERSION := $(shell "$(PYTHON_FOUND)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+INSTALLED := $(VENV)/.installed-$(PYTHON_VERSION)
+BIN := $(VENV)/bin
+# -qq: errors only. --no-compile: what is imported is compiled then, which saves a third of the time.
+PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
+
+# Everything that needs no torch, no real checkpoint, no TPU compiler and no minutes.
+FAST := not (parity or slow or weights or tpu_compile)
+
+.PHONY: venv demo test unit parity lint bench clean
+
+venv: $(INSTALLED)
+
+# An environment of another Python is made anew; one of this Python only gets what has changed.
+$(INSTALLED): pyproject.toml
+	@case "$(PYTHON_VERSION)" in \
+	  3.11|3.12|3.13) ;; \
+	  *) echo "error: $(PYTHON) is $(if $(PYTHON_VERSION),Python $(PYTHON_VERSION),no Python that runs); medloc_jax needs 3.11, 3.12 or 3.13: install one and name it, such as: make PYTHON=python3.12 $(or $(MAKECMDGOALS),venv)" >&2; exit 1 ;; \
+	esac
+	@case "$$($(BIN)/python -c 'import sys, pip; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" in \
+	  $(PYTHON_VERSION)) ;; \
+	  *) "$(PYTHON_FOUND)" -m venv --clear "$(VENV)" ;; \
+	esac
+	@echo "Installing into $(VENV) for Python $(PYTHON_VERSION): about a minute"
+	@$(PIP) -e '.[test,report]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: $(INSTALLED)
+	PATH="$(abspath $(BIN)):$$PATH" bash launch/demo.sh
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "$(FAST)"
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest -m "$(FAST) and not (multiprocess or resume)"
+
+# torch is named with its version, and installed before anything can ask for "torch": a plain
+# "torch" may bring several GB of CUDA libraries, which parity on a CPU does not use.
+parity: $(INSTALLED)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) "$(TORCH)"
+	$(BIN)/python -c "import torch"
+	$(BIN)/python -m pytest -m parity -rs
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/group_forward.py
+
+# Runs and checkpoints stay: they may be all that is left of days.
+clean:
+	rm -rf $(VENV) *.egg-info build .pytest_cache .ruff_cache .hypothesis
+	find medloc_jax tests configs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,150 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every knob of a run: default, unit, comment. Experiments are short differences.
+
+The defaults are the paper's where it states them (ALGORITHMS notes beside each departure); the model
+defaults to the tiny preset, so that a bare run is one a laptop can do.
+"""
+
+from ml_collections import ConfigDict
+
+
+def default_config() -> ConfigDict:
+    """Returns a fresh, locked ConfigDict: a misspelt name on the command line is an error."""
+    config = ConfigDict()
+
+    config.method = "grpo"  # "sft" or "grpo"
+    config.seed = 42  # data order, initial weights, sampling noise
+    config.num_steps = 1000  # optimizer steps (SFT) or rollouts (GRPO)
+
+    config.model = model = ConfigDict()
+    model.preset = (
+        "tiny"  # tiny, bench_tiny, 3b, 7b, 32b, 72b; or a folder with Hugging Face's config.json
+    )
+    model.init_from = ""  # workdir or checkpoint to start from; "" = random weights
+    model.tokenizer = (
+        ""  # folder with Qwen's tokenizer files; "" = the byte tokenizer of the tiny model
+    )
+    model.compute_dtype = "float32"  # activations: "float32" or "bfloat16"
+    model.frozen_dtype = (
+        "float32"  # storage of frozen and reference weights: "float32" or "bfloat16"
+    )
+    model.freeze_vision = (
+        True  # the tower is left as it is, and its features are computed once a step
+    )
+    model.remat = (
+        "layer"  # "layer": recompute each layer in the backward pass; "none": keep activations
+    )
+    model.attention = "xla"  # the attention program; "xla" is the reference
+    model.vocab_chunk = 1024  # completion tokens whose logits exist at one time
+
+    config.data = data = ConfigDict()
+    data.manifest = "synthetic"  # path of a manifest.jsonl, or "synthetic": drawn into WORKDIR/data
+    data.template = "vlm_r1"  # the prompt and answer format: vlm_r1, medloc, box
+    data.min_pixels = 3136  # smallest area of a resized image, px^2
+    data.max_pixels = 401408  # largest area of a resized image, px^2
+    data.max_buckets = 4  # at most this many static shapes are compiled
+    data.val_fraction = (
+        0.1  # share of the train groups cut off as val, where the manifest has no val
+    )
+    data.augment = ()  # train-time transforms, any of "hflip", "vflip", "rescale"
+    data.num_workers = 0  # decoding processes; 0 = threads of this process
+    data.num_threads = 2  # decoding threads, where num_workers is 0
+    data.synthetic = synthetic = ConfigDict()
+    synthetic.variant = "lesions"  # an entry of data/synthetic.py VARIANTS
+    synthetic.num_train = 3000  # images
+    synthetic.num_test = 400  # images
+    synthetic.seed = 0  # of the pictures, not of the run
+
+    config.rl = rl = ConfigDict()
+    rl.group_size = 8  # completions per prompt (G)
+    rl.prompts_per_step = 8  # prompts per optimizer step over all devices (B)
+    rl.micro_batch_prompts = 0  # prompts per backward pass over all devices; 0 = all at once
+    rl.max_completion_tokens = 256  # longest completion, end token included (C)
+    rl.temperature = 0.9  # of sampling, and of the log-probabilities in the loss
+    rl.kl_weight = 0.04  # the paper prints 0.4; see configs/medloc_as_written.py
+    rl.num_updates = 1  # optimizer passes over one rollout (mu)
+    rl.clip_low = 0.2  # ratio is clipped to [1 - clip_low, 1 + clip_high]
+    rl.clip_high = 0.2
+    rl.advantage_std = (
+        "sample"  # sample (unbiased, + 1e-4), population_inside (Eq. 1), none (centred only)
+    )
+    rl.ratio_level = "token"  # token, or sequence (Eq. 2 as printed)
+    rl.loss_aggregation = "seq_mean"  # seq_mean, token_mean, dr_grpo
+    rl.skip_no_signal = True  # an update in which no group has signal changes nothing
+
+    config.rewards = rewards = ConfigDict()
+    rewards.weights = ConfigDict(
+        {"localization": 1.0, "format": 0.0}
+    )  # one per term; 0 = only logged
+
+    config.sft = sft = ConfigDict()
+    sft.batch_size = 32  # examples per optimizer step over all devices
+    sft.micro_batch = 0  # examples per backward pass over all devices; 0 = all at once
+    sft.box_scale = (
+        1.0  # target boxes are drawn this many times too wide and too high (a sloppy teacher)
+    )
+
+    config.curriculum = curriculum = ConfigDict()
+    curriculum.schedule = "medloc"  # medloc, fixed, raw_iou, v_triune
+    curriculum.threshold_start = 0.3  # IoU
+    curriculum.threshold_target = 0.8  # IoU
+    curriculum.threshold_fixed = 0.5  # IoU, for schedule = fixed
+    curriculum.step_size = "piecewise"  # piecewise, linear, cosine, constant
+    curriculum.step_sizes = (
+        0.15,
+        0.10,
+        0.05,
+    )  # piecewise: IoU added below each boundary, and above the last
+    curriculum.boundaries = (0.55, 0.75)  # piecewise: thresholds at which the step size changes
+    curriculum.step_size_start = 0.2  # linear, cosine, constant: the first (or every) step
+    curriculum.snap_eps = (
+        0.0  # linear, cosine: jump to the target when the gap is below this; 0 = never
+    )
+    curriculum.window = 30  # entries (N)
+    curriculum.window_unit = "step"  # step: one entry an optimizer step; prompt: one entry a prompt
+    curriculum.window_rewards = "recompute"  # recompute under the present threshold, or as_rewarded
+    curriculum.min_fill = 0  # entries needed before the criterion is tested; 0 = the whole window
+    curriculum.refresh_fraction = 0.5  # share of the window dropped after an update (the oldest)
+    curriculum.margin = 0.10  # mean IoU must exceed the threshold by this much (Delta)
+    curriculum.criteria = ("reward", "margin", "stability")  # the conditions that must hold
+    # (thresholds below this, least hit rate P, largest std S of it); the last row reaches past 1.
+    curriculum.regimes = ((0.60, 0.80, 0.20), (0.75, 0.75, 0.35), (1.01, 0.55, 0.40))
+    curriculum.stages = ((0.10, 0.3), (0.25, 0.5), (1.0, 0.7))  # v_triune: (share of steps, IoU)
+
+    config.optim = optim = ConfigDict()
+    optim.learning_rate = 1e-6
+    optim.warmup_steps = 0
+    optim.schedule = "linear"  # linear (to 0 at total_steps) or constant, after the warm-up
+    optim.total_steps = 0  # length of the linear decay; 0 = num_steps
+    optim.beta1 = 0.9
+    optim.beta2 = 0.999
+    optim.eps = 1e-8
+    optim.weight_decay = 0.0
+    optim.clip_norm = 1.0  # global norm of the gradient; 0 = no clipping
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.every = 100  # steps; 0 = only at the end
+    evaluation.at_start = True  # also before the first step
+    evaluation.split = "val"  # looked at while training
+    evaluation.num_examples = 0  # of that split, while training; 0 = all
+    evaluation.final_split = "test"  # scored once, at the last step; "" = none
+    evaluation.batch_size = 32  # prompts per decoding batch over all devices
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every = 100  # steps
+    checkpoint.keep_last = 2
+    checkpoint.keep_best = 1  # by eval/<split>/map
+
+    config.mesh = mesh = ConfigDict()  # devices along each axis; -1 = all that are left
+    mesh.data = 1
+    mesh.fsdp = -1
+    mesh.tensor = 1
+
+    config.log = log = ConfigDict()
+    log.rollouts_every = 50  # steps between lines of rollouts.jsonl; 0 = never
+    log.tensorboard = True
+    log.wandb = False  # also to Weights & Biases, where installed
+    log.wandb_project = "medloc_jax"
+
+    return config.lock()
