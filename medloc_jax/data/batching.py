@@ -1,0 +1,181 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""From an example to a row of a batch, and from rows to the batch the training loop sees.
+
+Letters: B prompts, C completion tokens.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int32
+
+from medloc_jax.data import augment, examples
+from medloc_jax.grounding import boxes, prompts
+from medloc_jax.model import config as model_config
+from medloc_jax.model import geometry, processor, tokenizer
+
+
+class LoadedRow(NamedTuple):
+    """One prompt with its image, ready to be padded and stacked."""
+
+    example: examples.Example
+    packed: geometry.Row
+    frame: boxes.Frame
+    target_box_px: Float64[np.ndarray, "4"]
+    completion_ids: tuple[int, ...] | None
+
+
+class Batch(NamedTuple):
+    """The rows of one step that this process holds; numpy arrays, B is the leading axis."""
+
+    inputs: geometry.ModelInputs
+    examples: list[examples.Example]
+    frames: list[boxes.Frame]  # stored and resized size of each image
+    target_boxes_px: Float64[np.ndarray, "B 4"]  # as augmented, in pixels of the stored image
+    row_valid: Bool[np.ndarray, " B"]  # false: a repeat that only fills an evaluation batch up
+    completions: Int32[np.ndarray, "B 1 C"] | None  # SFT: the text to learn; else None
+    completion_mask: Bool[np.ndarray, "B 1 C"] | None  # true = token to learn, end token included
+
+
+@dataclasses.dataclass(frozen=True)
+class RowLoader:
+    """Turns an example into a row: a function of (example, position) and of these fields alone.
+
+    It holds no open file and can be pickled, so that it works in another process.
+    """
+
+    config: model_config.ModelConfig
+    processor: processor.ImageProcessor
+    tokenizer: tokenizer.Tokenizer
+    template: str  # an entry of prompts.TEMPLATES
+    augment: tuple[str, ...] = ()  # entries of augment.AUGMENTATIONS, for rows with a position
+    seed: int = 0  # of the augmentation
+    completion_length: int | None = None  # SFT: C, the longest target text in tokens; None: no text
+    box_scale: float = 1.0  # SFT: target boxes are written this many times too wide and too high
+
+    def __post_init__(self) -> None:
+        """Refuses unknown names before any image is read."""
+        augment.check_names(self.augment)
+        if self.template not in prompts.TEMPLATES:
+            raise ValueError(
+                f"data.template {self.template!r} is unknown: choose of "
+                f"{', '.join(prompts.TEMPLATES)}"
+            )
+
+    def row_shape(self, example: examples.Example) -> geometry.RowShape:
+        """How large the row of an example will be; its image is not opened.
+
+        Raises:
+            ValueError: the image's proportions or the query are refused; names the image.
+        """
+        try:
+            grid = self.processor.grid_thw(example.height, example.width)
+            prompt_ids = self._prompt_ids(example, grid)
+        except ValueError as error:
+            raise _named(error, example) from error
+        return geometry.row_shape([grid], len(prompt_ids), self.config.vision)
+
+    def __call__(self, example: examples.Example, position: int | None = None) -> LoadedRow:
+        """Loads one row.
+
+        Args:
+            example: what to load.
+            position: of the row in the endless stream of training rows, which seeds the
+                augmentation; None: no augmentation.
+
+        Raises:
+            ValueError: the image cannot be read or is not of the stated size, or the target text
+                is too long; one line that names the image.
+        """
+        try:
+            return self._load(example, position)
+        except ValueError as error:
+            raise _named(error, example) from error
+
+    def _load(self, example: examples.Example, position: int | None) -> LoadedRow:
+        picture = processor.open_image(example.image_path)
+        if picture.size != (example.width, example.height):
+            raise ValueError(
+                f"is {picture.width} x {picture.height} px, and the manifest says "
+                f"{example.width} x {example.height}: correct the line or the file"
+            )
+        target = np.array(example.box_px, np.float64)
+        if position is not None and self.augment:
+            picture, target = augment.augment(
+                picture, target, self.augment, seed=self.seed, position=position
+            )
+        pixel_values, grid = self.processor(picture)
+        resized_height, resized_width = self.processor.resized_size(example.height, example.width)
+        frame = boxes.Frame(example.width, example.height, resized_width, resized_height)
+        prompt_ids = self._prompt_ids(example, grid)
+        return LoadedRow(
+            example=example,
+            packed=geometry.pack_row(prompt_ids, [(pixel_values, grid)], self.config),
+            frame=frame,
+            target_box_px=target,
+            completion_ids=self._completion_ids(example, target, frame),
+        )
+
+    def _prompt_ids(self, example: examples.Example, grid: geometry.Grid) -> list[int]:
+        text = prompts.TEMPLATES[self.template].user_text(example.query, example.source)
+        image_tokens = geometry.merged_tokens(grid, self.config.vision)
+        return self.tokenizer.encode_prompt(text, [image_tokens])
+
+    def _completion_ids(
+        self, example: examples.Example, target_px: Float64[np.ndarray, "4"], frame: boxes.Frame
+    ) -> tuple[int, ...] | None:
+        """Tokens of the text to learn; refused rather than cut when there are too many."""
+        if self.completion_length is None:
+            return None
+        resized = boxes.scale_about_centre(
+            boxes.to_resized_px(target_px, frame),
+            self.box_scale,
+            frame.resized_width,
+            frame.resized_height,
+        )
+        text = prompts.TEMPLATES[self.template].completion_text(resized, example.label)
+        ids = self.tokenizer.encode_completion(text)
+        if len(ids) > self.completion_length:
+            raise ValueError(
+                f"the target text {text!r} takes {len(ids)} tokens, and rl.max_completion_tokens "
+                f"is {self.completion_length}: set it to at least {len(ids)}"
+            )
+        return tuple(ids)
+
+
+def _named(error: ValueError, example: examples.Example) -> ValueError:
+    """The same error as one line that names the image."""
+    message = " ".join(str(error).split())
+    if example.image_path not in message:
+        message = f"{example.image_path} (example {example.id!r}): {message}"
+    return ValueError(message)
+
+
+def make_batch(
+    rows: Sequence[LoadedRow],
+    row_valid: Sequence[bool],
+    bucket: geometry.Bucket,
+    loader: RowLoader,
+) -> Batch:
+    """Pads rows to a bucket and stacks them; B is len(rows)."""
+    completions = completion_mask = None
+    if loader.completion_length is not None:
+        shape = (len(rows), 1, loader.completion_length)
+        completions = np.full(shape, loader.tokenizer.pad_id, np.int32)
+        completion_mask = np.zeros(shape, bool)
+        for index, row in enumerate(rows):
+            ids = row.completion_ids or ()
+            completions[index, 0, : len(ids)] = ids
+            completion_mask[index, 0, : len(ids)] = True
+    return Batch(
+        inputs=geometry.collate([row.packed for row in rows], bucket, loader.config),
+        examples=[row.example for row in rows],
+        frames=[row.frame for row in rows],
+        target_boxes_px=np.stack([row.target_box_px for row in rows]),
+        row_valid=np.array(row_valid, bool),
+        completions=completions,
+        completion_mask=completion_mask,
+    )
