@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every knob of a run: default, unit, comment. Experiments are short differences.
 
-The defaults are the paper's where it states them (ALGORITHMS notes beside each departure); the model
-defaults to the tiny preset, so that a bare run is one a laptop can do.
+The defaults are those of the MedLoc-R1 paper (arXiv 2603.28120) where it states them and agrees
+with itself; the model defaults to the tiny preset, so that a bare run is one a laptop can do.
 """
 
 from ml_collections import ConfigDict
@@ -62,7 +62,7 @@ def default_config() -> ConfigDict:
     rl.micro_batch_prompts = 0  # prompts per backward pass over all devices; 0 = all at once
     rl.max_completion_tokens = 256  # longest completion, end token included (C)
     rl.temperature = 0.9  # of sampling, and of the log-probabilities in the loss
-    rl.kl_weight = 0.04  # the paper prints 0.4; see configs/medloc_as_written.py
+    rl.kl_weight = 0.04  # beta; the paper prints 0.4, the code base it builds on has 0.04
     rl.num_updates = 1  # optimizer passes over one rollout (mu)
     rl.clip_low = 0.2  # ratio is clipped to [1 - clip_low, 1 + clip_high]
     rl.clip_high = 0.2
