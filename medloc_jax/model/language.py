@@ -1,0 +1,249 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen2.5-VL's language model: a decoder over prompts, groups of completions, or one token more.
+
+A layer has three faces over the same weights: `prompt` (causal, gives the keys and values that the
+group shares), `group` (G completions on top of them) and `token` (one decoding step). All layers
+are one scan.
+
+Reference: Qwen2.5 (arXiv 2412.15115) section 2, Qwen2.5-VL (arXiv 2502.13923) section 2.1.
+The shared prompt: Prefix Grouper (arXiv 2506.05433) shows the same for training in PyTorch.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from medloc_jax.model import attention, cache, layers, rope
+from medloc_jax.model.config import TextConfig
+
+KeysValues = tuple[Array, Array]
+
+
+class SelfAttention(nnx.Module):
+    """Grouped-query attention with biases on q, k and v."""
+
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+        size, head = config.hidden_size, config.head_dim
+        wide, narrow = config.num_attention_heads * head, config.num_key_value_heads * head
+        axes: layers.Axes = ("embed", "heads")
+        # Random biases make scores depend on positions alone from the start: without them, a model
+        # that starts from nothing takes long to find out where in the image a token is.
+        make = functools.partial(layers.Linear, axes=axes, use_bias=True, rngs=rngs, bias_std=1.0)
+        self.q_proj, self.k_proj = make(size, wide), make(size, narrow)
+        self.v_proj = layers.Linear(size, narrow, axes=axes, use_bias=True, rngs=rngs)
+        self.o_proj = layers.Linear(wide, size, axes=("heads", "embed"), use_bias=False, rngs=rngs)
+        self.head_dim = head
+
+    def project(self, x: Array, rotary: rope.Rotary) -> tuple[Array, Array, Array]:
+        """Queries, keys and values split into heads, positions turned in: [..., n | k, h]."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (p(x).reshape(*x.shape[:-1], -1, self.head_dim) for p in projections)
+        return rope.rotate(q, rotary), rope.rotate(k, rotary), v
+
+    def output(self, heads: Array) -> Array:
+        """Joins the heads and projects back to the model's width."""
+        return self.o_proj(heads.reshape(*heads.shape[:-2], -1))
+
+
+class DecoderLayer(nnx.Module):
+    """Norm, attention, norm, SwiGLU, each with its residual."""
+
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = layers.RMSNorm(size, eps=eps, rngs=rngs)
+        self.post_attention_layernorm = layers.RMSNorm(size, eps=eps, rngs=rngs)
+        self.self_attn = SelfAttention(config, rngs=rngs)
+        self.mlp = layers.SwiGLU(size, config.intermediate_size, use_bias=False, rngs=rngs)
+
+    def _finish(self, x: Array, heads: Array) -> Array:
+        x = x + self.self_attn.output(heads)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def prompt(
+        self,
+        x: Float[Array, "b p d"],
+        rotary: rope.Rotary,
+        mask: Bool[Array, "b p p"],
+        implementation: str,
+    ) -> tuple[Float[Array, "b p d"], KeysValues]:
+        """One layer over the prompts; also gives their keys and values."""
+        q, k, v = self.self_attn.project(self.input_layernorm(x), rotary)
+        heads = attention.attend(q, k, v, mask, implementation=implementation)
+        return self._finish(x, heads), (k, v)
+
+    def group(
+        self,
+        x: Float[Array, "b g c d"],
+        rotary: rope.Rotary,
+        prompt_kv: KeysValues,
+        prompt_mask: Bool[Array, "b p"],
+    ) -> Float[Array, "b g c d"]:
+        """One layer over the completions, which look at their prompt and, causally, themselves."""
+        q, k, v = self.self_attn.project(self.input_layernorm(x), rotary)
+        heads = attention.attend_group(q, *prompt_kv, prompt_mask, k, v)
+        return self._finish(x, heads)
+
+    def token(
+        self,
+        x: Float[Array, "b g d"],
+        rotary: rope.Rotary,
+        prompt_kv: KeysValues,
+        prompt_mask: Bool[Array, "b p"],
+        cache_kv: KeysValues,
+        cache_mask: Bool[Array, " c"],
+    ) -> tuple[Float[Array, "b g d"], KeysValues]:
+        """One layer over one new token of each completion; also gives its key and value."""
+        q, k, v = self.self_attn.project(self.input_layernorm(x), rotary)
+        heads = attention.attend_token(q, prompt_kv, prompt_mask, cache_kv, cache_mask, (k, v))
+        return self._finish(x, heads), (k, v)
+
+
+class Embedding(nnx.Module):
+    """Token vectors; with a tied head also the vocabulary projection."""
+
+    def __init__(self, vocab_size: int, size: int, *, rngs: nnx.Rngs):
+        values = jax.random.normal(rngs.params(), (vocab_size, size), jnp.float32) * size**-0.5
+        self.embedding = nnx.Param(values, axes=("vocab", "embed"))
+
+    def __call__(self, ids: Int[Array, "*b"], dtype: DTypeLike) -> Float[Array, "*b d"]:
+        return jnp.take(self.embedding[...], ids, axis=0).astype(dtype)
+
+
+class PromptPass(NamedTuple):
+    """A prompt's last layer, and the keys and values of every layer."""
+
+    hidden: Float[Array, "b p d"]
+    kv: KeysValues | None
+    layers: Float[Array, "l b p d"] | None
+
+
+class LanguageModel(nnx.Module):
+    """Embedding, decoder layers, final norm. The vocabulary projection is the caller's."""
+
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, rngs=rngs)
+        self.layers = layers.stack(
+            lambda r: DecoderLayer(config, rngs=r), config.num_hidden_layers, rngs
+        )
+        self.norm = layers.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, rngs=rngs)
+
+    def rotary(self, positions: Int[Array, "b 3 t"]) -> rope.Rotary:
+        """M-RoPE's cosines and sines, [b, t, h/2]."""
+        config = self.config
+        return rope.mrope(positions, config.head_dim, config.rope_theta, config.mrope_section)
+
+    def completion_rotary(self, next_position: Int[Array, " b"], steps: Int[Array, " c"]):
+        """Rotary of completion tokens, [b, 1, c, h/2]: text, so all axes are next_position + t."""
+        positions = next_position[:, None] + steps
+        positions = jnp.broadcast_to(positions[:, None], (positions.shape[0], 3, steps.shape[0]))
+        return tuple(part[:, None] for part in self.rotary(positions))
+
+    def prompt(
+        self,
+        x: Float[Array, "b p d"],
+        positions: Int[Array, "b 3 p"],
+        prompt_mask: Bool[Array, "b p"],
+        *,
+        remat: str,
+        implementation: str,
+        keep_hidden: bool = False,
+    ) -> PromptPass:
+        """Runs the prompts alone.
+
+        Args:
+            x: embedded prompts, image tokens merged in.
+            positions: M-RoPE (time, height, width) of each token.
+            prompt_mask: true = real token; padding is on the right.
+            remat: see `layers.remat`.
+            implementation: see `attention.attend`.
+            keep_hidden: also return every layer's output.
+
+        Returns:
+            The last layer's output before the final norm, and keys and values [l, b, p, k, h].
+        """
+        rotary, mask = self.rotary(positions), _causal(prompt_mask)
+        graph, weights = nnx.split(self.layers)
+
+        def layer(x: Array, one: nnx.State):
+            x, kv = nnx.merge(graph, one).prompt(x, rotary, mask, implementation)
+            return x, (kv, x if keep_hidden else None)
+
+        x, (kv, hidden) = jax.lax.scan(layers.remat(layer, remat), x, weights)
+        return PromptPass(hidden=x, kv=kv, layers=hidden)
+
+    def group(
+        self,
+        x: Float[Array, "b p d"],
+        positions: Int[Array, "b 3 p"],
+        prompt_mask: Bool[Array, "b p"],
+        completions: Float[Array, "b g c d"],
+        next_position: Int[Array, " b"],
+        *,
+        remat: str,
+        implementation: str,
+    ) -> tuple[Float[Array, "b p d"], Float[Array, "b g c d"]]:
+        """Runs each prompt once and its G completions on the prompt's keys and values.
+
+        Args:
+            x: embedded prompts.
+            positions: M-RoPE positions of the prompts.
+            prompt_mask: true = real token.
+            completions: embedded completion tokens.
+            next_position: position of the first completion token.
+            remat: see `layers.remat`.
+            implementation: see `attention.attend`.
+
+        Returns:
+            The last layer's outputs for the prompts and for the completions, before the final norm.
+        """
+        rotary, mask = self.rotary(positions), _causal(prompt_mask)
+        own_rotary = self.completion_rotary(next_position, jnp.arange(completions.shape[2]))
+        graph, weights = nnx.split(self.layers)
+
+        def layer(carry: tuple[Array, Array], one: nnx.State):
+            module = nnx.merge(graph, one)
+            x, y = carry
+            x, kv = module.prompt(x, rotary, mask, implementation)
+            return (x, module.group(y, own_rotary, kv, prompt_mask)), None
+
+        outputs, _ = jax.lax.scan(layers.remat(layer, remat), (x, completions), weights)
+        return outputs
+
+    def token(
+        self,
+        x: Float[Array, "b g d"],
+        step: Int[Array, ""],
+        prompts: cache.PromptCache,
+        completions: cache.CompletionCache,
+    ) -> tuple[Float[Array, "b g d"], cache.CompletionCache]:
+        """Runs one new token of each completion and writes its keys and values at `step`."""
+        rotary = self.completion_rotary(prompts.next_position, step[None])
+        rotary = tuple(part[:, :, 0] for part in rotary)  # [b, 1, h/2]
+        written = jnp.arange(completions.k.shape[3]) < step
+        graph, weights = nnx.split(self.layers)
+
+        def layer(x: Array, one: tuple):
+            state, prompt_kv, cache_kv = one
+            module = nnx.merge(graph, state)
+            return module.token(x, rotary, prompt_kv, prompts.mask, cache_kv, written)
+
+        kv = (prompts.k, prompts.v), (completions.k, completions.v)
+        x, new = jax.lax.scan(layer, x, (weights, *kv))  # new: [l, b, g, k, h] twice
+        k, v = (
+            jax.lax.dynamic_update_slice_in_dim(old, part[:, :, :, None], step, axis=3)
+            for old, part in zip(completions, new, strict=True)
+        )
+        return x, cache.CompletionCache(k=k, v=v)
+
+
+def _causal(prompt_mask: Bool[Array, "b p"]) -> Bool[Array, "b p p"]:
+    """A token sees the real tokens up to itself."""
+    length = prompt_mask.shape[1]
+    return jnp.tril(jnp.ones((length, length), bool)) & prompt_mask[:, None, :]

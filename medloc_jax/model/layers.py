@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The weights that the vision tower and the language model share in kind: linear, norm, SwiGLU.
+
+Modules hold weights and nothing else. Each weight names the logical axes of its last dimensions
+(`sharding.py` maps them to the mesh); stacked layers have one more axis in front.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Axes = tuple[str | None, ...]
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
+    return jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel + bias, with the kernel laid out [in, out] (the transpose of torch's)."""
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        *,
+        axes: Axes,
+        use_bias: bool,
+        rngs: nnx.Rngs,
+        bias_std: float = 0.0,
+    ):
+        """Draws the kernel with variance 1 / d_in, the bias with standard deviation bias_std."""
+        self.kernel = nnx.Param(_normal(rngs, (d_in, d_out), d_in), axes=axes)
+        bias = jax.random.normal(rngs.params(), (d_out,), jnp.float32) * bias_std
+        self.bias = nnx.Param(bias, axes=axes[1:]) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale. The mean square is float32 whatever x is: bf16 has 8 bits for it."""
+
+    def __init__(self, size: int, *, eps: float, rngs: nnx.Rngs):
+        del rngs  # ones need no randomness; taken so that all modules are made alike
+        self.scale = nnx.Param(jnp.ones((size,)), axes=(None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return self.scale[...].astype(x.dtype) * x32.astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """down(silu(gate(x)) * up(x)); with biases in the vision tower, without in the text model."""
+
+    def __init__(self, size: int, hidden: int, *, use_bias: bool, rngs: nnx.Rngs):
+        wide: Axes = ("embed", "mlp")
+        self.gate_proj = Linear(size, hidden, axes=wide, use_bias=use_bias, rngs=rngs)
+        self.up_proj = Linear(size, hidden, axes=wide, use_bias=use_bias, rngs=rngs)
+        self.down_proj = Linear(hidden, size, axes=("mlp", "embed"), use_bias=use_bias, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> Any:
+    """Makes `depth` layers as one module; weights have a leading layer axis, for `lax.scan`."""
+    build = nnx.vmap(make, in_axes=(0,), out_axes=0)
+    return nnx.split_rngs(splits=depth)(build)(rngs)
+
+
+def remat(body: Callable, policy: str) -> Callable:
+    """Wraps a scanned layer: "layer" recomputes it in the backward pass, "none" keeps everything.
+
+    Raises:
+        ValueError: for another policy.
+    """
+    policies = {"layer": lambda f: jax.checkpoint(f, prevent_cse=False), "none": lambda f: f}
+    if policy not in policies:
+        raise ValueError(f"model.remat={policy!r}: choose one of {sorted(policies)}")
+    return policies[policy](body)
