@@ -1,0 +1,387 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The one table between Hugging Face's Qwen2.5-VL tensor names and our parameter paths.
+
+A row of `ROWS` gives a published name, our path and a transform that knows both directions. In a
+name, `{layer}` stands for the layer number; our tensor of that row holds all layers, stacked on
+its leading axis. Everything else here walks the table one tensor at a time, so that a converter
+that streams from disk needs no other source of names, shapes or transforms.
+
+Published checkpoints say `visual.*`, `model.*` (the language model) and `lm_head.weight`;
+transformers says `model.visual.*` and `model.language_model.*` in memory and in what newer
+versions save. Both are read; the published names are written.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from medloc_jax.model import config as model_config
+
+Shape = tuple[int, ...]
+
+# In-memory prefix -> published prefix. The first that matches is used, once.
+_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
+_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """What happens to one tensor (of one layer) between the two layouts.
+
+    Attributes:
+        name: for messages.
+        to_ours: Hugging Face's array -> ours. A view where numpy allows one.
+        to_hf: the inverse, given the shape that Hugging Face wants.
+    """
+
+    name: str
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_hf: Callable[[np.ndarray, Shape], np.ndarray]
+
+
+KEEP = Transform("keep", lambda x: x, lambda x, shape: x)
+# torch's Linear stores [out, in]; a kernel is [in, out].
+TRANSPOSE = Transform("transpose", lambda x: x.T, lambda x, shape: x.T)
+# The patch convolution has stride = kernel, so it is a matrix on flattened (channel, time, row,
+# column) patches, which is the order of `pixel_values`.
+FLATTEN_CONV = Transform(
+    "flatten_conv", lambda x: x.reshape(x.shape[0], -1).T, lambda x, shape: x.T.reshape(shape)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        hf_name: published name, `{layer}` for the layer number.
+        path: our path, dotted.
+        transform: between the two.
+        hf_sizes: shape of the published tensor (of one layer), in the symbols of `_sizes`.
+    """
+
+    hf_name: str
+    path: str
+    transform: Transform
+    hf_sizes: tuple[str, ...]
+
+    def num_layers(self, config: model_config.ModelConfig) -> int | None:
+        """How many layers are stacked in our tensor; None when it is not stacked."""
+        if "{layer}" not in self.hf_name:
+            return None
+        in_vision = self.path.startswith("visual.")
+        return config.vision.depth if in_vision else config.text.num_hidden_layers
+
+    def pattern(self) -> re.Pattern[str]:
+        """Matches the published names of this row; group `layer` is the layer number."""
+        # No leading zeros: `layers.01.` would be a second name of layer 1.
+        number = r"(?P<layer>0|[1-9][0-9]*)"
+        return re.compile(re.escape(self.hf_name).replace(r"\{layer\}", number))
+
+    def hf_shape(self, config: model_config.ModelConfig) -> Shape:
+        """Shape of the published tensor (of one layer)."""
+        sizes = _sizes(config)
+        return tuple(sizes[symbol] for symbol in self.hf_sizes)
+
+    def our_shape(self, config: model_config.ModelConfig) -> Shape:
+        """Shape of our tensor, the stacked axis included."""
+        shape = self.hf_shape(config)
+        if self.transform is TRANSPOSE:
+            shape = shape[::-1]
+        elif self.transform is FLATTEN_CONV:
+            shape = (math.prod(shape[1:]), shape[0])
+        layers = self.num_layers(config)
+        return shape if layers is None else (layers, *shape)
+
+
+def _sizes(config: model_config.ModelConfig) -> dict[str, int]:
+    """What the symbols of the table's shapes stand for. A leading `v` is the vision tower's."""
+    text, vision = config.text, config.vision
+    return {
+        "vd": vision.hidden_size,
+        "vqkv": 3 * vision.hidden_size,
+        "vf": vision.intermediate_size,
+        "vm": vision.hidden_size * vision.merge_unit,
+        "vout": vision.out_hidden_size,
+        "channels": vision.in_channels,
+        "time": vision.temporal_patch_size,
+        "patch": vision.patch_size,
+        "d": text.hidden_size,
+        "q": text.num_attention_heads * text.head_dim,
+        "kv": text.num_key_value_heads * text.head_dim,
+        "f": text.intermediate_size,
+        "v": text.vocab_size,
+    }
+
+
+_VB, _OURS_VB = "visual.blocks.{layer}", "visual.blocks"
+_LL, _OURS_LL = "model.layers.{layer}", "language_model.layers"
+
+# fmt: off
+ROWS: tuple[Row, ...] = (
+    Row("visual.patch_embed.proj.weight", "visual.patch_embed.proj.kernel", FLATTEN_CONV,
+        ("vd", "channels", "time", "patch", "patch")),
+    Row(f"{_VB}.norm1.weight", f"{_OURS_VB}.norm1.scale", KEEP, ("vd",)),
+    Row(f"{_VB}.norm2.weight", f"{_OURS_VB}.norm2.scale", KEEP, ("vd",)),
+    Row(f"{_VB}.attn.qkv.weight", f"{_OURS_VB}.attn.qkv.kernel", TRANSPOSE, ("vqkv", "vd")),
+    Row(f"{_VB}.attn.qkv.bias", f"{_OURS_VB}.attn.qkv.bias", KEEP, ("vqkv",)),
+    Row(f"{_VB}.attn.proj.weight", f"{_OURS_VB}.attn.proj.kernel", TRANSPOSE, ("vd", "vd")),
+    Row(f"{_VB}.attn.proj.bias", f"{_OURS_VB}.attn.proj.bias", KEEP, ("vd",)),
+    Row(f"{_VB}.mlp.gate_proj.weight", f"{_OURS_VB}.mlp.gate_proj.kernel", TRANSPOSE, ("vf", "vd")),
+    Row(f"{_VB}.mlp.gate_proj.bias", f"{_OURS_VB}.mlp.gate_proj.bias", KEEP, ("vf",)),
+    Row(f"{_VB}.mlp.up_proj.weight", f"{_OURS_VB}.mlp.up_proj.kernel", TRANSPOSE, ("vf", "vd")),
+    Row(f"{_VB}.mlp.up_proj.bias", f"{_OURS_VB}.mlp.up_proj.bias", KEEP, ("vf",)),
+    Row(f"{_VB}.mlp.down_proj.weight", f"{_OURS_VB}.mlp.down_proj.kernel", TRANSPOSE, ("vd", "vf")),
+    Row(f"{_VB}.mlp.down_proj.bias", f"{_OURS_VB}.mlp.down_proj.bias", KEEP, ("vd",)),
+    Row("visual.merger.ln_q.weight", "visual.merger.ln_q.scale", KEEP, ("vd",)),
+    Row("visual.merger.mlp.0.weight", "visual.merger.mlp_0.kernel", TRANSPOSE, ("vm", "vm")),
+    Row("visual.merger.mlp.0.bias", "visual.merger.mlp_0.bias", KEEP, ("vm",)),
+    Row("visual.merger.mlp.2.weight", "visual.merger.mlp_2.kernel", TRANSPOSE, ("vout", "vm")),
+    Row("visual.merger.mlp.2.bias", "visual.merger.mlp_2.bias", KEEP, ("vout",)),
+    Row(_EMBEDDING, "language_model.embed_tokens.embedding", KEEP, ("v", "d")),
+    Row(f"{_LL}.input_layernorm.weight", f"{_OURS_LL}.input_layernorm.scale", KEEP, ("d",)),
+    Row(f"{_LL}.self_attn.q_proj.weight", f"{_OURS_LL}.self_attn.q_proj.kernel", TRANSPOSE,
+        ("q", "d")),
+    Row(f"{_LL}.self_attn.q_proj.bias", f"{_OURS_LL}.self_attn.q_proj.bias", KEEP, ("q",)),
+    Row(f"{_LL}.self_attn.k_proj.weight", f"{_OURS_LL}.self_attn.k_proj.kernel", TRANSPOSE,
+        ("kv", "d")),
+    Row(f"{_LL}.self_attn.k_proj.bias", f"{_OURS_LL}.self_attn.k_proj.bias", KEEP, ("kv",)),
+    Row(f"{_LL}.self_attn.v_proj.weight", f"{_OURS_LL}.self_attn.v_proj.kernel", TRANSPOSE,
+        ("kv", "d")),
+    Row(f"{_LL}.self_attn.v_proj.bias", f"{_OURS_LL}.self_attn.v_proj.bias", KEEP, ("kv",)),
+    Row(f"{_LL}.self_attn.o_proj.weight", f"{_OURS_LL}.self_attn.o_proj.kernel", TRANSPOSE,
+        ("d", "q")),
+    Row(f"{_LL}.post_attention_layernorm.weight", f"{_OURS_LL}.post_attention_layernorm.scale",
+        KEEP, ("d",)),
+    Row(f"{_LL}.mlp.gate_proj.weight", f"{_OURS_LL}.mlp.gate_proj.kernel", TRANSPOSE, ("f", "d")),
+    Row(f"{_LL}.mlp.up_proj.weight", f"{_OURS_LL}.mlp.up_proj.kernel", TRANSPOSE, ("f", "d")),
+    Row(f"{_LL}.mlp.down_proj.weight", f"{_OURS_LL}.mlp.down_proj.kernel", TRANSPOSE, ("d", "f")),
+    Row("model.norm.weight", "language_model.norm.scale", KEEP, ("d",)),
+    Row(_HEAD, "lm_head.kernel", TRANSPOSE, ("v", "d")),
+)
+# fmt: on
+
+_PATTERNS = tuple((row.pattern(), row) for row in ROWS)
+_EMBEDDING_ROW = next(row for row in ROWS if row.hf_name == _EMBEDDING)
+
+
+def rows(config: model_config.ModelConfig) -> tuple[Row, ...]:
+    """The rows that hold a tensor of this config: all, without the head when it is tied."""
+    tied = config.text.tie_word_embeddings
+    return tuple(row for row in ROWS if not (tied and row.hf_name == _HEAD))
+
+
+def expected_shapes(config: model_config.ModelConfig) -> dict[str, Shape]:
+    """Our dotted paths and the shapes of their arrays, stacked axes included."""
+    return {row.path: row.our_shape(config) for row in rows(config)}
+
+
+def hf_shapes(config: model_config.ModelConfig) -> dict[str, Shape]:
+    """The published names of a config's tensors, in table order, and their shapes."""
+    shapes = {}
+    for row in rows(config):
+        for layer in _layers(row, config):
+            shapes[row.hf_name.format(layer=layer)] = row.hf_shape(config)
+    return shapes
+
+
+def published_name(hf_name: str) -> str:
+    """The published form of a published or in-memory name."""
+    for prefix, published in _PREFIXES:
+        if hf_name.startswith(prefix):
+            return published + hf_name.removeprefix(prefix)
+    return hf_name
+
+
+def target_of(hf_name: str, config: model_config.ModelConfig) -> tuple[str, int | None, Transform]:
+    """Where a Hugging Face tensor goes.
+
+    A tied `lm_head.weight` is a second name of the embedding: it goes to the embedding's path, and
+    the caller compares instead of writing.
+
+    Args:
+        hf_name: published or in-memory name.
+        config: of the model.
+
+    Returns:
+        Our dotted path, the layer in its stacked array (None: not stacked), and the transform.
+
+    Raises:
+        ValueError: a name that is not in the table, or a layer that the config does not have.
+    """
+    row, layer = _find(hf_name, config)
+    if row.hf_name == _HEAD and config.text.tie_word_embeddings:
+        row = _EMBEDDING_ROW
+    return row.path, layer, row.transform
+
+
+def from_hf(
+    tensors: Mapping[str, Shaped[np.ndarray, "..."]], config: model_config.ModelConfig
+) -> dict[str, Any]:
+    """Our nested parameters from Hugging Face's tensors; strict.
+
+    Args:
+        tensors: name -> array, names published or in-memory. Read one at a time, so a mapping that
+            loads lazily costs one tensor beside the result. Any dtype (bfloat16 by `ml_dtypes`).
+        config: of the model.
+
+    Returns:
+        Nested dict of numpy arrays, dtypes kept, layers stacked on a leading axis. Nothing in it
+        shares memory with `tensors`.
+
+    Raises:
+        ValueError: a key unknown, missing, or given twice (under two names); a wrong shape; layers
+            of one stack with unequal dtypes; a tied head that differs from the embedding.
+    """
+    tied = config.text.tie_word_embeddings
+    flat: dict[str, np.ndarray] = {}
+    seen: dict[str, str] = {}  # published name -> the name it came by
+    for name in tensors:
+        row, layer = _find(name, config)
+        published = row.hf_name.format(layer=layer)
+        if published in seen:
+            raise ValueError(
+                f"tensor {published} is set twice, by {seen[published]!r} and by {name!r}: keep one"
+            )
+        seen[published] = name
+        if tied and row.hf_name == _HEAD:
+            continue
+        _write(flat, row, layer, name, tensors[name], config)
+    missing = [name for name in hf_shapes(config) if name not in seen]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"tensor {', '.join(missing[:3])}{more} missing: complete the checkpoint, or use the "
+            "config that it was saved with"
+        )
+    if tied and _HEAD in seen:
+        _check_tied_head(tensors[seen[_HEAD]], flat[_EMBEDDING_ROW.path], seen[_HEAD])
+    return nest(flat)
+
+
+def iter_hf(
+    params: Mapping[str, Any], config: model_config.ModelConfig
+) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
+    """Published names and contiguous arrays, one tensor at a time, in table order.
+
+    Args:
+        params: nested parameters (numpy or jax arrays), as `from_hf` gives them.
+        config: of the model.
+
+    Raises:
+        ValueError: a path unknown or missing, or a wrong shape; before the first tensor is given.
+    """
+    flat = flatten(params)
+    shapes = expected_shapes(config)
+    for path in flat.keys() - shapes.keys():
+        raise ValueError(f"parameter {path} has no Hugging Face name: remove it, or add its row")
+    for path, shape in shapes.items():
+        if path not in flat:
+            raise ValueError(f"parameter {path} missing: the config asks for shape {shape}")
+        if tuple(flat[path].shape) != shape:
+            raise ValueError(
+                f"parameter {path} has shape {tuple(flat[path].shape)}, the config asks for {shape}"
+            )
+    for row in rows(config):
+        for layer in _layers(row, config):
+            ours = flat[row.path] if layer is None else flat[row.path][layer]
+            array = row.transform.to_hf(np.asarray(ours), row.hf_shape(config))
+            yield row.hf_name.format(layer=layer), np.ascontiguousarray(array)
+
+
+def to_hf(
+    params: Mapping[str, Any], config: model_config.ModelConfig
+) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """Published names and arrays: the exact inverse of `from_hf`. A tied head is left out.
+
+    Raises:
+        ValueError: as `iter_hf`.
+    """
+    return dict(iter_hf(params, config))
+
+
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dict -> {dotted path: leaf}."""
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{path}": leaf for path, leaf in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted path: leaf} -> nested dict."""
+    params: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split(".")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return params
+
+
+def _layers(row: Row, config: model_config.ModelConfig) -> tuple[int | None, ...]:
+    layers = row.num_layers(config)
+    return (None,) if layers is None else tuple(range(layers))
+
+
+def _find(hf_name: str, config: model_config.ModelConfig) -> tuple[Row, int | None]:
+    published = published_name(hf_name)
+    for pattern, row in _PATTERNS:
+        match = pattern.fullmatch(published)
+        if match is None:
+            continue
+        layers = row.num_layers(config)
+        if layers is None:
+            return row, None
+        layer = int(match["layer"])
+        if layer >= layers:
+            raise ValueError(
+                f"tensor {hf_name} is of layer {layer}, but the config has {layers}: "
+                "use the config that the checkpoint was saved with"
+            )
+        return row, layer
+    raise ValueError(f"tensor {hf_name} is no Qwen2.5-VL tensor: remove it from the checkpoint")
+
+
+def _write(
+    flat: dict[str, np.ndarray],
+    row: Row,
+    layer: int | None,
+    name: str,
+    array: np.ndarray,
+    config: model_config.ModelConfig,
+) -> None:
+    """Checks one tensor and puts it in its place, making the stacked array at its first layer."""
+    if tuple(array.shape) != row.hf_shape(config):
+        raise ValueError(
+            f"tensor {name} has shape {tuple(array.shape)}, the config asks for "
+            f"{row.hf_shape(config)}: use the config that the checkpoint was saved with"
+        )
+    if row.path not in flat:
+        flat[row.path] = np.empty(row.our_shape(config), array.dtype)
+    target = flat[row.path]
+    if array.dtype != target.dtype:
+        raise ValueError(
+            f"tensor {name} is {array.dtype}, other layers are {target.dtype}: save them in one "
+            "dtype"
+        )
+    target[... if layer is None else layer] = row.transform.to_ours(array)
+
+
+def _check_tied_head(head: np.ndarray, embedding: np.ndarray, name: str) -> None:
+    if not np.array_equal(head, embedding):
+        raise ValueError(
+            f"tensor {name} differs from the embedding, but the config ties them: "
+            "set tie_word_embeddings to false, or remove it"
+        )
