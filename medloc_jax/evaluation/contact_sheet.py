@@ -1,0 +1,127 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A sheet of images with true and predicted boxes: which ones to show, and the picture of them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib import patches, patheffects
+from matplotlib.axes import Axes
+from PIL import Image
+
+from medloc_jax.evaluation import plot_style
+from medloc_jax.evaluation.plot_style import GREEN, ORANGE
+
+
+class Cell(NamedTuple):
+    """One image of the contact sheet."""
+
+    image_path: Path
+    caption: str
+    target_box_px: Sequence[float]
+    box_px: Sequence[float] | None  # None: the completion held no box
+
+
+def choose(
+    ious: Float[np.ndarray, " n"], *, columns: int, seed: int
+) -> dict[str, Int[np.ndarray, " k"]]:
+    """Which examples a contact sheet shows: no example twice, fewer of each where there are few.
+
+    Returns:
+        "best", "median" and "worst" by IoU, and "random" from the others (seeded), as indices.
+    """
+    order = np.argsort(-ious, kind="stable")
+    each = min(columns, max(1, len(ious) // 4))
+    best, worst = order[:each], order[each:][::-1][:each]
+    rest = order[each : max(each, len(order) - each)]
+    first = max(0, (len(rest) - each) // 2)
+    median = rest[first : first + each]
+    others = np.concatenate([rest[:first], rest[first + each :]])
+    random = np.random.default_rng(seed).permutation(others)[:each]
+    chosen = {"best": best, "median": median, "worst": worst, "random": random}
+    return {name: indices for name, indices in chosen.items() if len(indices)}
+
+
+def draw(path: Path, rows: Mapping[str, Sequence[Cell]]) -> None:
+    """Images with the true box (green) and the predicted one (orange, dashed), a row a kind."""
+    columns = max(map(len, rows.values()))
+    # All cells have the shape of the tallest image, within reason: the rows line up, and wide
+    # images leave no empty bands.
+    tallest = max(_height_per_width(cell.image_path) for cells in rows.values() for cell in cells)
+    shape = min(max(tallest, 0.5), 1.2)
+    row_inches = 0.5 + 2.05 * shape
+    with plot_style.figure_file(path, height=0.5 + row_inches * len(rows)) as figure:
+        figure.set_layout_engine("constrained", rect=(0.035, 0, 0.965, 1))
+        grid = figure.subplots(len(rows), columns, squeeze=False)
+        for panels, (title, cells) in zip(grid, rows.items(), strict=True):
+            for axes in panels:
+                axes.set_axis_off()
+            for axes, cell in zip(panels, cells, strict=False):
+                _draw_cell(axes, cell, shape)
+            # An axis that is off shows no label, so that the row's name is a text of its own; were
+            # it part of the layout, every column would get as wide a margin as the first.
+            name = panels[0].annotate(
+                title,
+                (0, 0.5),
+                xycoords="axes fraction",
+                xytext=(-10, 0),
+                fontsize=12,
+                textcoords="offset points",
+                rotation=90,
+                ha="right",
+                va="center",
+            )
+            name.set_in_layout(False)
+        handles = [
+            patches.Patch(fill=False, edgecolor=GREEN, linewidth=2, label="true box"),
+            patches.Patch(
+                fill=False,
+                edgecolor=ORANGE,
+                linewidth=2,
+                linestyle="--",
+                label="predicted box",
+            ),
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=2)
+
+
+def _height_per_width(image_path: Path) -> float:
+    with Image.open(image_path) as image:
+        return image.height / image.width
+
+
+def _draw_cell(axes: Axes, cell: Cell, shape: float) -> None:
+    """Draws one image, centred at the top of a cell that is `shape` times as high as wide."""
+    with Image.open(cell.image_path) as image:
+        width, height = image.size
+        image = image.convert("RGB")
+        image.thumbnail((480, 480))
+        # Boxes are in pixels of the stored image, whatever the thumbnail's size.
+        axes.imshow(np.asarray(image), extent=(0, width, height, 0))
+    cell_width = max(width, height / shape)
+    margin = (cell_width - width) / 2
+    axes.set(xlim=(-margin, width + margin), ylim=(cell_width * shape, 0))
+    for box, color, dashes in (
+        (cell.target_box_px, GREEN, "-"),
+        (cell.box_px, ORANGE, (0, (4, 2))),
+    ):
+        if box is None:
+            continue
+        x1, y1, x2, y2 = box
+        outline = patches.Rectangle(
+            (x1, y1),
+            x2 - x1,
+            y2 - y1,
+            fill=False,
+            edgecolor=color,
+            linewidth=2.0,
+            linestyle=dashes,
+            clip_on=False,
+        )
+        # A dark rim keeps the line visible on skin as on black ultrasound.
+        outline.set_path_effects([patheffects.withStroke(linewidth=3.4, foreground="#00000099")])
+        axes.add_patch(outline)
+    axes.set_title(cell.caption, fontsize=9.5, loc="center", pad=4)
