@@ -119,7 +119,7 @@ class PromptPass(NamedTuple):
     """A prompt's last layer, and the keys and values of every layer."""
 
     hidden: Float[Array, "b p d"]
-    kv: KeysValues | None
+    kv: KeysValues
     layers: Float[Array, "l b p d"] | None
 
 

@@ -235,7 +235,7 @@ class Model:
         )
         return module.vocabulary(out.hidden)
 
-    def hidden_states(self, params: Params, inputs: ModelInputs) -> dict[str, Array]:
+    def hidden_states(self, params: Params, inputs: ModelInputs) -> dict[str, Array | None]:
         """Every block's output, for checks block by block.
 
         Returns:

@@ -209,4 +209,4 @@ class VisionTower(nnx.Module):
         repeats = self.config.depth // unit
         units = jax.tree.map(lambda w: w.reshape(repeats, unit, *w.shape[1:]), weights)
         x, hidden = jax.lax.scan(run_unit, x, units)
-        return self.merger(x), hidden.reshape(-1, *x.shape) if keep_hidden else None
+        return self.merger(x), None if hidden is None else hidden.reshape(-1, *x.shape)

@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-checks of a configuration: what is inconsistent is refused before anything compiles."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medloc_jax.curriculum import make_schedule
+from medloc_jax.data import augment, synthetic
+from medloc_jax.data.examples import SPLITS
+from medloc_jax.grounding import prompts
+from medloc_jax.rewards import scores
+from medloc_jax.rl import advantages, losses
+from medloc_jax.training import optimizer
+
+METHODS = ("sft", "grpo")
+DTYPES = ("float32", "bfloat16")
+
+# What may change between starts of one run: how long it is, how it is watched, where it runs.
+FREE = ("num_steps", "eval.", "checkpoint.", "log.", "mesh.", "data.num_", "model.attention")
+
+
+def check(config: Any) -> None:
+    """Refuses a configuration that cannot work.
+
+    Raises:
+        ValueError: one line that names the field, its value and the cure.
+    """
+    rl, data, evaluation = config.rl, config.data, config.eval
+    _one_of("method", config.method, METHODS)
+    _one_of("model.compute_dtype", config.model.compute_dtype, DTYPES)
+    _one_of("model.frozen_dtype", config.model.frozen_dtype, DTYPES)
+    _one_of("data.template", data.template, prompts.TEMPLATES)
+    _one_of("data.synthetic.variant", data.synthetic.variant, synthetic.VARIANTS)
+    for name in data.augment:
+        _one_of("data.augment", name, augment.AUGMENTATIONS)
+    _one_of("eval.split", evaluation.split, SPLITS)
+    if evaluation.final_split:
+        _one_of("eval.final_split", evaluation.final_split, SPLITS)
+    _one_of("optim.schedule", config.optim.schedule, optimizer.SCHEDULES)
+    _one_of("rl.advantage_std", rl.advantage_std, advantages.NORMALISERS)
+    _one_of("rl.ratio_level", rl.ratio_level, losses.RATIO_LEVELS)
+    _one_of("rl.loss_aggregation", rl.loss_aggregation, losses.AGGREGATIONS)
+    _at_least(config, 1, "num_steps", "rl.max_completion_tokens", "rl.prompts_per_step")
+    _at_least(config, 1, "rl.num_updates", "sft.batch_size", "eval.batch_size", "data.max_buckets")
+    _at_least(config, 1, "checkpoint.every", "model.vocab_chunk")
+    _at_least(config, 0, "seed", "rl.kl_weight", "rl.clip_low", "rl.clip_high", "eval.every")
+    _at_least(config, 0, "log.rollouts_every", "data.num_workers", "data.num_threads")
+    if rl.group_size < 2:
+        raise ValueError(
+            f"rl.group_size={rl.group_size}: a group of one has no advantage over itself; "
+            "set it to 2 or more"
+        )
+    if not rl.temperature > 0:
+        raise ValueError(f"rl.temperature={rl.temperature}: it must be above 0")
+    if not sum(abs(weight) for weight in config.rewards.weights.values()):
+        raise ValueError("rewards.weights are all 0: nothing would be rewarded")
+    terms = ["localization", *(name for name in scores.SCORES if name != "iou")]
+    for name in config.rewards.weights:
+        _one_of("rewards.weights", name, terms)
+    make_schedule(
+        config.curriculum.schedule, num_steps=config.num_steps, **config.curriculum.to_dict()
+    )
+
+
+def check_same_run(before: Any, now: Any, workdir: Path) -> None:
+    """Refuses to continue a folder's run with settings that make it another run.
+
+    Raises:
+        ValueError: naming the first fields that differ.
+    """
+    old, new = _flat(before.to_dict()), _flat(now.to_dict())
+    differ = [
+        f"{name} {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(FREE)
+    ]
+    if differ:
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise ValueError(
+            f"{workdir} holds another run ({'; '.join(differ[:3])}{more}): "
+            "set these back to continue it, or choose another --workdir"
+        )
+
+
+def _one_of(field: str, value: Any, known: Any) -> None:
+    names = list(known)
+    if value not in names:
+        near = difflib.get_close_matches(str(value), [str(name) for name in names], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{field}={value!r}: choose one of {', '.join(map(str, names))}{hint}")
+
+
+def _at_least(config: Any, least: int, *fields: str) -> None:
+    for field in fields:
+        value = config
+        for part in field.split("."):
+            value = value[part]
+        if not value >= least:  # also refuses NaN
+            raise ValueError(f"{field}={value}: it must be at least {least}")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out

@@ -1,0 +1,239 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the training loops are given, and what they share: evaluating and stopping."""
+
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from medloc_jax import distributed, sharding
+from medloc_jax.data import batching, pipeline
+from medloc_jax.data.examples import Example
+from medloc_jax.evaluation import predict
+from medloc_jax.grounding import prompts
+from medloc_jax.model import geometry, qwen2_5_vl
+from medloc_jax.model.tokenizer import Tokenizer
+from medloc_jax.sampling import groups
+from medloc_jax.training import optimizer, programs, state
+
+LOGGED_MEASURES = ("a50", "a80", "miou", "map", "valid_rate")  # of an evaluation, as scalars
+
+STOPPED_BY_SIGTERM = 143  # what a shell reports for it; schedulers restart such a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything a loop needs that does not change while it runs.
+
+    Attributes:
+        config: the resolved configuration, checked.
+        workdir: the run's folder.
+        mesh: all devices.
+        model: the model's programs.
+        tokenizer: of the model.
+        loader: from example to row; its copy for training carries the augmentations.
+        examples: by split.
+        buckets: the static shapes that cover every split.
+        initial: gives the parameters to start from, whole, laid out or on the host.
+    """
+
+    config: Any
+    workdir: Path
+    mesh: Mesh
+    model: qwen2_5_vl.Model
+    tokenizer: Tokenizer
+    loader: batching.RowLoader
+    examples: Mapping[str, Sequence[Example]]
+    buckets: tuple[geometry.Bucket, ...]
+    initial: Callable[[], qwen2_5_vl.Params]
+
+    @property
+    def template(self) -> prompts.Template:
+        """The prompt and answer format."""
+        return prompts.TEMPLATES[self.loader.template]
+
+    def rules(self, *, group_size: int, greedy: bool) -> groups.SamplingRules:
+        """How this run samples, or decodes greedily."""
+        return groups.SamplingRules(
+            group_size=group_size,
+            max_completion_tokens=self.config.rl.max_completion_tokens,
+            stop_ids=self.tokenizer.stop_ids,
+            forbidden_ids=self.tokenizer.forbidden_ids,
+            pad_id=self.tokenizer.pad_id,
+            greedy=greedy,
+        )
+
+    def texts(self, completions: np.ndarray) -> list[list[str]]:
+        """Decodes [B, G, C] token ids."""
+        return [[self.tokenizer.decode(ids.tolist()) for ids in group] for group in completions]
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of the update after `step` steps."""
+        optim = self.config.optim
+        return optimizer.learning_rate_at(
+            step,
+            learning_rate=optim.learning_rate,
+            warmup_steps=optim.warmup_steps,
+            schedule=optim.schedule,
+            total_steps=optim.total_steps or self.config.num_steps,
+        )
+
+    def train_batches(
+        self, loader: batching.RowLoader, batch_size: int, start_step: int
+    ) -> Iterator[batching.Batch]:
+        """This process's rows of the batches from `start_step` on."""
+        data = self.config.data
+        return pipeline.train_batches(
+            self.examples["train"],
+            loader,
+            batch_size=batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            num_steps=self.config.num_steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            buckets=self.buckets,
+            num_workers=data.num_workers,
+            num_threads=data.num_threads,
+        )
+
+
+def make_optimizer(config: Any) -> Any:
+    """The optimizer that the configuration describes."""
+    optim = config.optim
+    return optimizer.make_optimizer(
+        beta1=optim.beta1,
+        beta2=optim.beta2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        clip_norm=optim.clip_norm,
+    )
+
+
+def place(job: Job, chain: Any) -> state.Placement:
+    """Plans the run's arrays."""
+    model = job.config.model
+    return state.place(
+        job.model,
+        job.mesh,
+        chain,
+        freeze_vision=model.freeze_vision,
+        frozen_dtype=model.frozen_dtype,
+    )
+
+
+# ---- evaluation ----
+
+
+class Evaluator:
+    """Greedy decoding of a split with parameters of the moment."""
+
+    def __init__(self, job: Job, encode: programs.Program):
+        """Takes the programs; `tasks` compiles them."""
+        self._job = job
+        self._encode = encode
+        self._decode = programs.sample_program(
+            job.model, job.mesh, job.rules(group_size=1, greedy=True)
+        )
+
+    def tasks(self, params: Any) -> list[tuple[programs.Program, tuple]]:
+        """What to compile, for parameters of these shapes."""
+        job, tasks = self._job, []
+        one = np.float32(1)
+        for bucket in job.buckets:
+            rows = job.config.eval.batch_size
+            inputs = programs.batch_struct(job.mesh, job.model.config, bucket, rows)
+            features = programs.struct_of(job.model.encode_images, job.mesh, params, inputs)
+            tasks.append((self._encode, (params, inputs)))
+            args = (params, inputs, features, np.uint32(0), np.uint32(0), one)
+            tasks.append((self._decode, args))
+        return tasks
+
+    def scheduled(self, params: Any, step: int) -> dict[str, float]:
+        """What is due after a step: the watched split now and then, the final at both ends."""
+        job, evaluation = self._job, self._job.config.eval
+        end = step == job.config.num_steps or (step == 0 and evaluation.at_start)
+        metrics: dict[str, float] = {}
+        if end and evaluation.final_split:
+            metrics |= self(params, evaluation.final_split, step)
+        watched = end or (step > 0 and due(step, evaluation.every))
+        if watched and (evaluation.split != evaluation.final_split or not end):
+            metrics |= self(params, evaluation.split, step, evaluation.num_examples)
+        return metrics
+
+    def __call__(self, params: Any, split: str, step: int, limit: int = 0) -> dict[str, float]:
+        """Decodes a split, writes `eval/<split>-<step>/`; returns `eval/<split>/...` scalars."""
+        job = self._job
+        config = job.config
+        examples = job.examples[split][: limit or None]
+        batches = pipeline.eval_batches(
+            examples,
+            job.loader,
+            batch_size=config.eval.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            buckets=job.buckets,
+            num_workers=config.data.num_workers,
+            num_threads=config.data.num_threads,
+        )
+
+        def generate(batch: batching.Batch) -> list[str]:
+            inputs = sharding.shard_batch(job.mesh, batch.inputs)
+            features = self._encode(params, inputs)
+            no_noise, one = np.uint32(0), np.float32(1)
+            sampled = self._decode(params, inputs, features, no_noise, no_noise, one)
+            return [group[0] for group in job.texts(sharding.local_rows(sampled.completions))]
+
+        predictions, summary = predict.evaluate(
+            batches,
+            generate,
+            job.template,
+            eval_examples=examples,
+            train_examples=job.examples["train"],
+            max_completion_tokens=config.rl.max_completion_tokens,
+            gather=predict.gather_over_processes if jax.process_count() > 1 else None,
+            progress=distributed.is_primary(),
+        )
+        if distributed.is_primary():
+            predict.write(job.workdir / "eval" / f"{split}-{step}", predictions, summary)
+        return {f"eval/{split}/{name}": summary[name] for name in LOGGED_MEASURES}
+
+
+# ---- stopping ----
+
+
+class StopSignal:
+    """Remembers SIGTERM, so that the step under way can end and be saved."""
+
+    def __init__(self) -> None:
+        """Nothing was asked yet."""
+        self.asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "StopSignal":
+        """Listens."""
+        self._previous = signal.signal(signal.SIGTERM, self._remember)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Restores whoever listened before."""
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def agreed(self) -> bool:
+        """Whether any process was asked: all leave after the same step."""
+        return bool(distributed.all_hosts(np.array([self.asked])).any())
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps happens after this one; 0 = never."""
+    return every > 0 and step % every == 0

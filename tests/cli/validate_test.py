@@ -1,0 +1,96 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is inconsistent is refused, with the field, its value and the cure in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from medloc_jax import config as configuration
+from medloc_jax.cli import validate
+
+
+def _with(**changes):
+    config = configuration.default_config()
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    return config
+
+
+def test_the_defaults_pass():
+    validate.check(_with())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "gpro"}, "method='gpro': choose one of sft, grpo; did you mean 'grpo'?"),
+        ({"model__compute_dtype": "bf16"}, "model.compute_dtype='bf16'.*bfloat16"),
+        ({"data__template": "boxes"}, "data.template='boxes'.*did you mean 'box'"),
+        ({"data__augment": ("flip",)}, "data.augment='flip'"),
+        ({"data__synthetic__variant": "hard"}, "data.synthetic.variant='hard'"),
+        ({"eval__split": "valid"}, "eval.split='valid'.*did you mean 'val'"),
+        ({"eval__final_split": "tests"}, "eval.final_split='tests'"),
+        ({"optim__schedule": "cosine"}, "optim.schedule='cosine'"),
+        ({"rl__advantage_std": "std"}, "rl.advantage_std='std'"),
+        ({"rl__ratio_level": "tokens"}, "rl.ratio_level='tokens'.*'token'"),
+        ({"rl__loss_aggregation": "mean"}, "rl.loss_aggregation='mean'"),
+        ({"rl__group_size": 1}, "rl.group_size=1: .*set it to 2 or more"),
+        ({"rl__temperature": 0.0}, "rl.temperature=0.0: it must be above 0"),
+        ({"rl__temperature": float("nan")}, "rl.temperature=nan"),
+        ({"num_steps": 0}, "num_steps=0: it must be at least 1"),
+        ({"rl__num_updates": 0}, "rl.num_updates=0: it must be at least 1"),
+        ({"rl__kl_weight": -0.1}, "rl.kl_weight=-0.1: it must be at least 0"),
+        ({"rl__kl_weight": float("nan")}, "rl.kl_weight=nan"),
+        ({"checkpoint__every": 0}, "checkpoint.every=0"),
+        ({"rewards__weights__localization": 0.0}, "rewards.weights are all 0"),
+        ({"curriculum__schedule": "medlock"}, "medlock"),
+        ({"curriculum__window": 0}, "window"),
+        ({"curriculum__criteria": ("luck",)}, "luck"),
+    ],
+)
+def test_what_cannot_work_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        validate.check(_with(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_reward_term_that_does_not_exist_is_refused():
+    config = _with()
+    with config.unlocked():
+        config.rewards.weights.format_ = 1.0
+    with pytest.raises(ValueError, match="rewards.weights='format_'.*did you mean 'format'"):
+        validate.check(config)
+
+
+def test_how_long_and_where_a_run_goes_on_is_free():
+    free = {
+        "num_steps": 5,
+        "eval__every": 3,
+        "checkpoint__every": 2,
+        "log__rollouts_every": 1,
+        "mesh__fsdp": 1,
+        "data__num_threads": 7,
+    }
+    validate.check_same_run(_with(), _with(**free), Path("runs/x"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, r"runs/x holds another run \(seed 42 -> 1\): set these back"),
+        ({"data__manifest": "m.jsonl"}, "data.manifest 'synthetic' -> 'm.jsonl'"),
+        (
+            {"rl__group_size": 4, "model__init_from": "a"},
+            "model.init_from .*; rl.group_size 8 -> 4",
+        ),
+        (
+            {"seed": 1, "rl__group_size": 4, "rl__clip_low": 0.1, "rl__kl_weight": 0.0},
+            "and 1 more.*choose another --workdir",
+        ),
+    ],
+)
+def test_another_run_is_told_by_what_differs(changes, message):
+    with pytest.raises(ValueError, match=message):
+        validate.check_same_run(_with(), _with(**changes), Path("runs/x"))
