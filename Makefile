@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Of the demo.
+SEED ?= 42
 # The CPU build on the index or in the folder that pip is set to use. Parity is the only user.
 TORCH ?= torch==2.13.0
 # pyright's wrapper would ask for its newest version at every run.
@@ -43,7 +45,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED)
-	PATH="$(abspath $(BIN)):$$PATH" bash launch/demo.sh
+	PATH="$(abspath $(BIN)):$$PATH" SEED="$(SEED)" bash launch/demo.sh
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "$(FAST)"

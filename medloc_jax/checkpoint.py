@@ -24,6 +24,7 @@ import math
 import re
 import shutil
 import sys
+import threading
 import time
 import types
 from collections.abc import Iterator, Mapping
@@ -416,6 +417,10 @@ def _write(target: Path, trees: Mapping[str, Any], host: dict[str, Any]) -> str 
                 raise
             reason = f"the disk is full or the file too large ({_reason(error)})"
         if reason is not None:
+            for thread in threading.enumerate():
+                if type(thread).__module__.startswith("orbax."):
+                    # The other items' writers log their tracebacks, too; orbax's own join raises.
+                    threading.Thread.join(thread, timeout=60)
             gc.collect()  # abandoned writes complain when they are collected: here, unheard
     return reason
 

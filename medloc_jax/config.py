@@ -85,6 +85,8 @@ def default_config() -> ConfigDict:
         1.0  # target boxes are drawn this many times too wide and too high (a sloppy teacher)
     )
 
+    sft.box_jitter = 0.0  # std of a random shift of each side of them, as a share of the box's size
+
     config.curriculum = curriculum = ConfigDict()
     curriculum.schedule = "medloc"  # medloc, fixed, raw_iou, v_triune
     curriculum.threshold_start = 0.3  # IoU

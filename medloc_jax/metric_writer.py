@@ -6,13 +6,15 @@
 that JSON does not know (NaN, infinity) is written as null.
 """
 
+import contextlib
+import errno
 import json
 import logging
 import math
 import os
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +86,9 @@ class MetricWriter:
         if self._file is None:
             return
         values = {name: _number(value) for name, value in scalars.items()}
-        self._file.write(_json_line({"step": step, **values}))
-        self._file.flush()
+        with full_disk_is_a_warning(f"metrics of step {step}"):
+            self._file.write(_json_line({"step": step, **values}))
+            self._file.flush()
         finite = {name: value for name, value in values.items() if value is not None}
         if self._tensorboard is not None:
             for name, value in finite.items():
@@ -109,6 +112,20 @@ class MetricWriter:
             self._wandb.finish()
 
 
+@contextlib.contextmanager
+def full_disk_is_a_warning(what: str) -> Iterator[None]:
+    """Lets a run go on when the disk is full: what could not be written is named.
+
+    Other errors pass through.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        _log.warning("%s not written (%s): make room (the run goes on)", what, error.strerror)
+
+
 def terminal_line(step: int, num_steps: int, scalars: Mapping[str, Any]) -> str:
     """Returns the few metrics that tell how a run does, such as `step 20/300  reward 0.412`."""
     parts = [f"step {step}/{num_steps}"]
@@ -123,7 +140,10 @@ def terminal_line(step: int, num_steps: int, scalars: Mapping[str, Any]) -> str:
 
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
     """Appends one JSON object as a line; NaN and infinity, however deep, become null."""
-    with Path(path).open("a", encoding="utf-8") as file:
+    with (
+        full_disk_is_a_warning(f"a line of {path}"),
+        Path(path).open("a", encoding="utf-8") as file,
+    ):
         file.write(_json_line(_nullify(record)))
 
 

@@ -39,9 +39,10 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
         automatic axes (newer JAX would make them explicit).
 
     Raises:
-        ValueError: if the sizes do not multiply to the number of devices.
+        ValueError: if the sizes do not multiply to the number of devices, or the tensor axis would
+            cross processes (they hold different rows of a batch).
     """
-    devices = jax.devices()
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise ValueError(f"mesh {sizes}: give positive sizes, and -1 at most once")
@@ -52,6 +53,11 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
         raise ValueError(
             f"mesh {named} needs {np.prod(sizes)} devices, there are {len(devices)}: "
             "set mesh.data, mesh.fsdp and mesh.tensor to multiply to that"
+        )
+    if jax.local_device_count() % sizes[2]:
+        raise ValueError(
+            f"mesh.tensor={sizes[2]} would cross processes, which have {jax.local_device_count()} "
+            "devices each: make it a divisor of that"
         )
     grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
@@ -141,8 +147,13 @@ def shard_batch(mesh: Mesh, local: Any) -> Any:
     Returns:
         The same tree of arrays over all processes' rows.
     """
-    sharding = over_batch(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
+    where, processes = over_batch(mesh), jax.process_count()
+
+    def one(x: np.ndarray) -> jax.Array:
+        shape = (x.shape[0] * processes, *x.shape[1:])
+        return jax.make_array_from_process_local_data(where, x, shape)
+
+    return jax.tree.map(one, local)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

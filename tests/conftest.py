@@ -12,7 +12,7 @@ from pathlib import Path
 
 import hypothesis
 
-# Tests compile a lot and compute little: without LLVM's optimizations compiling takes half the time.
+# Tests compile a lot and compute little: without LLVM's optimizations that takes half the time.
 for _flag, _value in (
     ("--xla_force_host_platform_device_count", 8),
     ("--xla_backend_optimization_level", 0),

@@ -49,7 +49,7 @@ MODEL = qwen2_5_vl.Model(SIZES)
 
 
 def params(model=MODEL, seed=0):
-    """Weights on the host (drawing them with JAX compiles for ten seconds); peaked distributions."""
+    """Weights on the host (drawing them with JAX compiles for seconds); peaked distributions."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):

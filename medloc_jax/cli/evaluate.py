@@ -3,10 +3,10 @@
 """Score a checkpoint on a split, greedily, every example once.
 
     medloc evaluate --workdir=RUN [--checkpoint=STEP_FOLDER] [--split=test] [--manifest=FILE]
-    medloc evaluate --config=configs/x.py --checkpoint=FOLDER --workdir=OUT [--split=test]
+                    [--out=DIR] [--config=configs/x.py]
 
-The first form reads the run's own configuration and its newest checkpoint; the second scores any
-checkpoint under any configuration. Results go to WORKDIR/eval/<split>-<step>/.
+Reads the run's own configuration (or the one given) and its newest checkpoint, and writes to
+RUN/eval/<split>-<step>/. With other data or a checkpoint from elsewhere, --out says where to.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ def main(argv: Sequence[str]) -> int:
     distributed.initialize()
     # These import jax's backends, which must not happen before the line above.
     from medloc_jax import checkpoint
-    from medloc_jax.cli import job as jobs
-    from medloc_jax.training import job as training_jobs
+    from medloc_jax.cli import job as open_job
+    from medloc_jax.training import job as jobs
     from medloc_jax.training import programs
 
     def define(values: flags.FlagValues) -> None:
@@ -31,25 +31,33 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_string("checkpoint", "", "what to score; default: newest", flag_values=values)
         flags.DEFINE_string("split", "", "train, val or test", flag_values=values)
         flags.DEFINE_string("manifest", "", "other data than the run's", flag_values=values)
+        flags.DEFINE_string("out", "", "default: in the run's eval folder", flag_values=values)
         flags.mark_flag_as_required("workdir", flag_values=values)
 
-    given = jobs.parse(argv, "evaluate", define)
+    given = open_job.parse(argv, "evaluate", define)
     workdir = Path(given.workdir)
-    config = given.config if given.config is not None else jobs.read_config(workdir)
-    config.eval.final_split = given.split or config.eval.final_split or config.eval.split
+    own = not given.checkpoint or workdir.resolve() in Path(given.checkpoint).resolve().parents
+    if not given.out and (given.manifest or not own):
+        raise ValueError(
+            "--out=DIR is needed with --manifest or a checkpoint of another run: the run's own "
+            "results would be replaced"
+        )
+    config = given.config if given.config is not None else open_job.read_config(workdir)
+    split = given.split or config.eval.final_split or config.eval.split
     if given.manifest:
         config.data.manifest = given.manifest
-    job = jobs.open_job(config, workdir)
-    source = given.checkpoint or str(workdir)
-    like = jobs.params_struct(job.model, job.mesh)
-    restored = checkpoint.load_items(source, {"params": like})
-    evaluate = training_jobs.Evaluator(job, programs.encode_program(job.model, job.mesh))
+    open_job.use_compilation_cache()
+    job = open_job.open_job(config, workdir, only_split=split)
+    like = open_job.params_struct(job.model, job.mesh)
+    restored = checkpoint.load_items(given.checkpoint or str(workdir), {"params": like})
+    evaluate = jobs.Evaluator(job, programs.encode_program(job.model, job.mesh))
     params = restored.arrays["params"]
-    print(programs.compile_all(evaluate.tasks(params), job.buckets))
-    split = config.eval.final_split
-    for name, value in evaluate(params, split, restored.step).items():
-        if distributed.is_primary():
-            print(f"{name} {value:.4f}")
+    compiled = programs.compile_all(evaluate.tasks(params), job.buckets)
+    out = Path(given.out) if given.out else None
+    measures = evaluate(params, split, restored.step, out=out)
     if distributed.is_primary():
-        print(f"written to {workdir / 'eval' / f'{split}-{restored.step}'}")
+        print(compiled)
+        for name, value in measures.items():
+            print(f"{name} {value:.4f}")
+        print(f"written to {out or workdir / 'eval' / f'{split}-{restored.step}'}")
     return 0

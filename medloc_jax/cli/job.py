@@ -4,6 +4,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ def parse(argv: Sequence[str], verb: str, define: Callable[[flags.FlagValues], N
     return values
 
 
+def use_compilation_cache() -> None:
+    """Keeps compiled programs for the next process: a restarted run starts in seconds."""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    jax.config.update(
+        "jax_compilation_cache_dir", folder or str(Path.home() / ".cache" / "medloc_jax" / "xla")
+    )
+
+
 def read_config(workdir: Path) -> Any:
     """The configuration that a run was started with.
 
@@ -57,7 +66,13 @@ def read_config(workdir: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{workdir} has no {CONFIG_FILE}: it is not the folder of a run")
     resolved = configuration.default_config()
-    resolved.update(_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    try:
+        resolved.update(_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} is not a configuration of this version ({reason}): mend or remove it"
+        ) from error
     return resolved
 
 
@@ -68,7 +83,8 @@ def write_config(config: Any, workdir: Path) -> None:
         ValueError: naming what differs.
     """
     path = workdir / CONFIG_FILE
-    if path.is_file():
+    # Without a checkpoint there is nothing to lose: a start that failed may be corrected.
+    if path.is_file() and checkpoint.is_checkpoint(workdir):
         validate.check_same_run(read_config(workdir), config, workdir)
     if distributed.is_primary():
         workdir.mkdir(parents=True, exist_ok=True)
@@ -78,12 +94,14 @@ def write_config(config: Any, workdir: Path) -> None:
     distributed.barrier("config_written")
 
 
-def open_job(config: Any, workdir: Path) -> jobs.Job:
+def open_job(config: Any, workdir: Path, *, only_split: str = "") -> jobs.Job:
     """Builds everything that training and evaluation need, and refuses what cannot work.
 
     Args:
         config: the resolved configuration.
         workdir: the run's folder.
+        only_split: evaluate this split alone; the train split then only gives the floor, where
+            there is one.
 
     Returns:
         The job; no weights are loaded yet.
@@ -92,6 +110,10 @@ def open_job(config: Any, workdir: Path) -> jobs.Job:
         ValueError: one line that names the thing and the cure.
     """
     validate.check(config)
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir={workdir} is a file: name a folder")
+    if config.model.init_from and not Path(config.model.init_from).exists() and not only_split:
+        raise ValueError(f"model.init_from={config.model.init_from}: there is no such folder")
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     sizes = model_config.preset(config.model.preset)
     text_coder = tokenizer.load(config.model.tokenizer, sizes)
@@ -113,12 +135,17 @@ def open_job(config: Any, workdir: Path) -> jobs.Job:
         augment=tuple(config.data.augment),
         seed=config.seed,
     )
-    by_split = _examples(config, workdir)
-    shapes = [shape for rows in by_split.values() for shape in pipeline.row_shapes(rows, loader)]
+    by_split = _examples(config, workdir, only_split)
+    looked_at = [only_split] if only_split else by_split
+    shapes = [s for split in looked_at for s in pipeline.row_shapes(by_split[split], loader)]
     buckets = geometry.plan_buckets(shapes, config.data.max_buckets)
     rows = config.sft.batch_size if config.method == "sft" else config.rl.prompts_per_step
     name = "sft.batch_size" if config.method == "sft" else "rl.prompts_per_step"
-    sharding.check_batch(mesh, rows, name)
+    micro = config.sft.micro_batch if config.method == "sft" else config.rl.micro_batch_prompts
+    if not only_split:
+        sharding.check_batch(mesh, rows, name)
+        if micro:
+            sharding.check_batch(mesh, micro, "the micro-batch of " + name)
     sharding.check_batch(mesh, config.eval.batch_size, "eval.batch_size")
     return jobs.Job(
         config=config,
@@ -139,6 +166,7 @@ def sft_loader(job: jobs.Job) -> batching.RowLoader:
         job.loader,
         completion_length=job.config.rl.max_completion_tokens,
         box_scale=job.config.sft.box_scale,
+        box_jitter=job.config.sft.box_jitter,
     )
 
 
@@ -172,7 +200,7 @@ def params_struct(model: qwen2_5_vl.Model, mesh: jax.sharding.Mesh) -> qwen2_5_v
     )
 
 
-def _examples(config: Any, workdir: Path) -> dict[str, list[examples.Example]]:
+def _examples(config: Any, workdir: Path, only_split: str) -> dict[str, list[examples.Example]]:
     """The splits that the run looks at; val is cut from train where the manifest has none."""
     data, manifest = config.data, config.data.manifest
     if manifest == "synthetic":
@@ -187,6 +215,9 @@ def _examples(config: Any, workdir: Path) -> dict[str, list[examples.Example]]:
     rows = examples.load_manifest(manifest)
     # Cut with a seed of its own, so that runs that differ in their seed look at the same val.
     rows = examples.cut_val(rows, data.val_fraction, seed=0)
+    if only_split:
+        train = [example for example in rows if example.split == "train"]
+        return {"train": train, only_split: examples.select(rows, only_split)}
     needed = {"train", config.eval.split, config.eval.final_split} - {""}
     return {split: examples.select(rows, split) for split in sorted(needed)}
 

@@ -8,7 +8,6 @@ The same command continues a run that was stopped or killed. A run starts from a
 --config.model.init_from=OTHER_WORKDIR.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +20,6 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; returns the exit code: 143 after SIGTERM."""
     distributed.initialize()
     # These import jax's backends, which must not happen before the line above.
-    import jax
-
     from medloc_jax.cli import job as jobs
     from medloc_jax.training import grpo, sft
 
@@ -32,11 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
     given = jobs.parse(argv, "train", define)
     workdir = Path(given.workdir)
-    # Compiled programs outlive the process: a restarted run starts in seconds.
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
-        Path.home() / ".cache" / "medloc_jax" / "xla"
-    )
-    jax.config.update("jax_compilation_cache_dir", cache)
+    jobs.use_compilation_cache()
     job = jobs.open_job(given.config, workdir)
     jobs.write_config(given.config, workdir)
     if given.config.method == "sft":

@@ -11,15 +11,28 @@ from medloc_jax.curriculum import make_schedule
 from medloc_jax.data import augment, synthetic
 from medloc_jax.data.examples import SPLITS
 from medloc_jax.grounding import prompts
+from medloc_jax.model import attention, layers
 from medloc_jax.rewards import scores
 from medloc_jax.rl import advantages, losses
-from medloc_jax.training import optimizer
+from medloc_jax.training import micro_batches, optimizer
 
 METHODS = ("sft", "grpo")
 DTYPES = ("float32", "bfloat16")
 
 # What may change between starts of one run: how long it is, how it is watched, where it runs.
-FREE = ("num_steps", "eval.", "checkpoint.", "log.", "mesh.", "data.num_", "model.attention")
+FREE = (
+    "num_steps",
+    "eval.",
+    "checkpoint.",
+    "log.",
+    "mesh.",
+    "data.num_",
+    "model.attention",
+    "model.remat",
+    "model.vocab_chunk",
+    "rl.micro_batch_prompts",
+    "sft.micro_batch",
+)
 
 
 def check(config: Any) -> None:
@@ -39,6 +52,8 @@ def check(config: Any) -> None:
     _one_of("eval.split", evaluation.split, SPLITS)
     if evaluation.final_split:
         _one_of("eval.final_split", evaluation.final_split, SPLITS)
+    _one_of("model.remat", config.model.remat, layers.REMAT_POLICIES)
+    _one_of("model.attention", config.model.attention, attention.IMPLEMENTATIONS)
     _one_of("optim.schedule", config.optim.schedule, optimizer.SCHEDULES)
     _one_of("rl.advantage_std", rl.advantage_std, advantages.NORMALISERS)
     _one_of("rl.ratio_level", rl.ratio_level, losses.RATIO_LEVELS)
@@ -48,18 +63,42 @@ def check(config: Any) -> None:
     _at_least(config, 1, "checkpoint.every", "model.vocab_chunk")
     _at_least(config, 0, "seed", "rl.kl_weight", "rl.clip_low", "rl.clip_high", "eval.every")
     _at_least(config, 0, "log.rollouts_every", "data.num_workers", "data.num_threads")
+    _at_least(config, 1, "checkpoint.keep_last", "data.min_pixels", "data.max_pixels")
+    _at_least(config, 0, "checkpoint.keep_best", "eval.num_examples", "optim.learning_rate")
+    _at_least(config, 0, "sft.box_jitter")
+    if config.seed >= 2**32:
+        raise ValueError(f"seed={config.seed}: it must be below 2**32")
+    if not config.sft.box_scale > 0:
+        raise ValueError(f"sft.box_scale={config.sft.box_scale}: it must be above 0")
     if rl.group_size < 2:
         raise ValueError(
             f"rl.group_size={rl.group_size}: a group of one has no advantage over itself; "
             "set it to 2 or more"
         )
-    if not rl.temperature > 0:
+    if not 0 < rl.temperature < float("inf"):
         raise ValueError(f"rl.temperature={rl.temperature}: it must be above 0")
     if not sum(abs(weight) for weight in config.rewards.weights.values()):
         raise ValueError("rewards.weights are all 0: nothing would be rewarded")
     terms = ["localization", *(name for name in scores.SCORES if name != "iou")]
     for name in config.rewards.weights:
         _one_of("rewards.weights", name, terms)
+    micro_batches.num_parts(rl.prompts_per_step, rl.micro_batch_prompts, "rl.micro_batch_prompts")
+    micro_batches.num_parts(config.sft.batch_size, config.sft.micro_batch, "sft.micro_batch")
+    optim = config.optim
+    optimizer.make_optimizer(
+        beta1=optim.beta1,
+        beta2=optim.beta2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        clip_norm=optim.clip_norm,
+    )
+    optimizer.learning_rate_at(
+        0,
+        learning_rate=optim.learning_rate,
+        warmup_steps=optim.warmup_steps,
+        schedule=optim.schedule,
+        total_steps=optim.total_steps or config.num_steps,
+    )
     make_schedule(
         config.curriculum.schedule, num_steps=config.num_steps, **config.curriculum.to_dict()
     )

@@ -49,6 +49,26 @@ def make_schedule(name: str, *, num_steps: int | None = None, **options: Any) ->
     return SCHEDULES[name](Options(**typed), num_steps)
 
 
+def stability_note(schedule: Schedule, *, prompts: int, group_size: int) -> str:
+    """A warning where the stability check is asked for and can never hold the threshold; else "".
+
+    Args:
+        schedule: any schedule.
+        prompts: prompts of a step.
+        group_size: completions of a prompt.
+    """
+    if not isinstance(schedule, MedLoc) or "stability" not in schedule.options.criteria:
+        return ""
+    entry = 1 if schedule.options.window_unit == "prompt" else prompts
+    criteria = schedule.options.criteria
+    if any(criterion.stability_alive(r, criteria, entry, group_size) for r in schedule.regimes):
+        return ""
+    return (
+        f"note: with {prompts} prompts in a window entry the stability check cannot bind; "
+        'curriculum.window_unit="prompt" makes it one prompt an entry'
+    )
+
+
 def _typed(name: str, value: Any, default: Any) -> Any:
     """Returns an option as the type of its default; raises ValueError where it is of another."""
     if isinstance(default, tuple):

@@ -55,6 +55,7 @@ class RowLoader:
     seed: int = 0  # of the augmentation
     completion_length: int | None = None  # SFT: C, the longest target text in tokens; None: no text
     box_scale: float = 1.0  # SFT: target boxes are written this many times too wide and too high
+    box_jitter: float = 0.0  # SFT: std of the shift of each side, as a share of the box's size
 
     def __post_init__(self) -> None:
         """Refuses unknown names before any image is read."""
@@ -116,8 +117,19 @@ class RowLoader:
             packed=geometry.pack_row(prompt_ids, [(pixel_values, grid)], self.config),
             frame=frame,
             target_box_px=target,
-            completion_ids=self._completion_ids(example, target, frame),
+            completion_ids=self._completion_ids(example, target, frame, position),
         )
+
+    def _jittered(
+        self, box_resized_px: Float64[np.ndarray, "4"], frame: boxes.Frame, position: int
+    ) -> Float64[np.ndarray, "4"]:
+        """Shifts each side at random; a function of (seed, position), as the augmentation is."""
+        random = np.random.default_rng([self.seed, position])
+        size = np.tile(box_resized_px[2:] - box_resized_px[:2], 2)
+        shifted = box_resized_px + random.normal(0.0, self.box_jitter, 4) * size
+        shifted, _ = boxes.clip_px(shifted, frame.resized_width, frame.resized_height)
+        # A shift large enough to turn the box inside out is not made.
+        return shifted if (shifted[2:] - shifted[:2] >= 1).all() else box_resized_px
 
     def _prompt_ids(self, example: examples.Example, grid: geometry.Grid) -> list[int]:
         text = prompts.TEMPLATES[self.template].user_text(example.query, example.source)
@@ -125,7 +137,11 @@ class RowLoader:
         return self.tokenizer.encode_prompt(text, [image_tokens])
 
     def _completion_ids(
-        self, example: examples.Example, target_px: Float64[np.ndarray, "4"], frame: boxes.Frame
+        self,
+        example: examples.Example,
+        target_px: Float64[np.ndarray, "4"],
+        frame: boxes.Frame,
+        position: int | None,
     ) -> tuple[int, ...] | None:
         """Tokens of the text to learn; refused rather than cut when there are too many."""
         if self.completion_length is None:
@@ -136,6 +152,8 @@ class RowLoader:
             frame.resized_width,
             frame.resized_height,
         )
+        if self.box_jitter and position is not None:
+            resized = self._jittered(resized, frame, position)
         text = prompts.TEMPLATES[self.template].completion_text(resized, example.label)
         ids = self.tokenizer.encode_completion(text)
         if len(ids) > self.completion_length:

@@ -130,8 +130,10 @@ def gather_over_processes(predictions: list[Prediction]) -> list[Prediction]:
     """Joins the predictions of all processes, in process order; every process calls it."""
     text = np.frombuffer(json.dumps(predictions).encode("ascii"), np.uint8)
     lengths = distributed.all_hosts(np.array([text.size]))
-    # all_hosts wants the same shape everywhere; spaces after JSON mean nothing.
-    padded = np.full((1, int(lengths.max())), ord(" "), np.uint8)
+    # all_hosts wants the same shape everywhere; spaces after JSON mean nothing. A power of two, so
+    # that evaluations of about the same length are gathered by one compiled program.
+    width = 1 << (int(lengths.max()) - 1).bit_length()
+    padded = np.full((1, width), ord(" "), np.uint8)
     padded[0, : text.size] = text
     rows = distributed.all_hosts(padded)
     return [prediction for row in rows for prediction in json.loads(row.tobytes())]

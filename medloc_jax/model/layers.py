@@ -77,13 +77,18 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
     return nnx.split_rngs(splits=depth)(build)(rngs)
 
 
+REMAT_POLICIES = {
+    "layer": lambda body: jax.checkpoint(body, prevent_cse=False),
+    "none": lambda body: body,
+}
+
+
 def remat(body: Callable, policy: str) -> Callable:
     """Wraps a scanned layer: "layer" recomputes it in the backward pass, "none" keeps everything.
 
     Raises:
         ValueError: for another policy.
     """
-    policies = {"layer": lambda f: jax.checkpoint(f, prevent_cse=False), "none": lambda f: f}
-    if policy not in policies:
-        raise ValueError(f"model.remat={policy!r}: choose one of {sorted(policies)}")
-    return policies[policy](body)
+    if policy not in REMAT_POLICIES:
+        raise ValueError(f"model.remat={policy!r}: choose one of {sorted(REMAT_POLICIES)}")
+    return REMAT_POLICIES[policy](body)

@@ -160,7 +160,7 @@ class Tokenizer:
             if getattr(config, name) != own:
                 raise ValueError(
                     f"the model's {name} is {getattr(config, name)}, the tokenizer's {own}: they "
-                    "do not belong together"
+                    "do not belong together; set model.tokenizer to the model's own folder"
                 )
 
     def encode_prompt(self, user_text: str, image_token_counts: Sequence[int]) -> list[int]:

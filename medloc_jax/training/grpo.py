@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from medloc_jax import distributed, sharding
-from medloc_jax.curriculum import Schedule, make_schedule
+from medloc_jax.curriculum import Schedule, make_schedule, stability_note
 from medloc_jax.data import batching
 from medloc_jax.model import geometry
 from medloc_jax.rewards import combine, scores
@@ -56,6 +56,9 @@ def train(job: jobs.Job) -> int:
         run.writer.say(f"{job.workdir} is finished: {run.step} of {config.num_steps} steps")
         return run.close()
     encode, sample, logprobs, update, evaluate = _programs(job, run, chain, schedule)
+    note = stability_note(schedule, prompts=rl.prompts_per_step, group_size=rl.group_size)
+    if note:
+        run.writer.say(note)
     batches = job.train_batches(job.loader, rl.prompts_per_step, run.step)
     if run.step == 0 and config.eval.at_start:
         run.log(0, evaluate.scheduled(run.params, 0))
@@ -65,6 +68,7 @@ def train(job: jobs.Job) -> int:
             watch = programs.Stopwatch()
             batch = next(batches)
             inputs = sharding.shard_batch(mesh, batch.inputs)
+            waited = watch.lap()  # for the data; logged as part of the rate alone
             hyper = rollout.hyper(
                 threshold=schedule.threshold,
                 temperature=rl.temperature,
@@ -110,8 +114,8 @@ def train(job: jobs.Job) -> int:
 
             # Look at the IoUs of all hosts; perhaps raise the threshold.
             facts = _facts(scored, sharding.local_rows(sampled.completion_mask))
-            facts = {name: distributed.all_hosts(values) for name, values in facts.items()}
-            event = schedule.update(facts["iou"])
+            facts = _Facts(*np.moveaxis(distributed.all_hosts(facts), 2, 0))
+            event = schedule.update(facts.iou)
 
             run.step = step
             metrics = {
@@ -119,10 +123,11 @@ def train(job: jobs.Job) -> int:
                 **_updates(seen, run.counters),
                 **event.metrics(),
                 "optimizer/learning_rate": float(hyper.learning_rate),
-                **_speed(seconds, facts, run.save_seconds),
+                **_speed(seconds, waited, facts, run.save_seconds),
             }
             if jobs.due(step, config.log.rollouts_every):
-                run.log_rollouts(step, _record(batch, texts, scored, rewards, event.threshold))
+                record = _record(batch, texts, scored, rewards, facts.iou, event.threshold)
+                run.log_rollouts(step, record)
             metrics |= evaluate.scheduled(run.params, step)
             run.log(step, metrics)
             bar.update()
@@ -226,7 +231,6 @@ def _programs(job: jobs.Job, run: session.Session, chain: Any, schedule: Schedul
     update = programs.Program(
         "grpo_step",
         make_update(job, chain, schedule.reward_shape),
-        batch_argument=2,
         out_shardings=(state_layout, everywhere, over_batch),
         donate=(0,),
     )
@@ -252,46 +256,56 @@ def _programs(job: jobs.Job, run: session.Session, chain: Any, schedule: Schedul
         tasks.append((sample, (run.params, inputs, features, number, number, one)))
         scored = dict.fromkeys(scores.SCORES, raw)
         tasks.append((update, (run.state, run.frozen, inputs, features, taken, scored, hyper)))
-        if run.reference is not None or rl.num_updates > 1:
-            params = (
-                run.params if run.reference is None else states.merge(run.reference, run.frozen)
-            )
-            tasks.append((logprobs, (params, inputs, features, tokens, mask, one)))
+        if rl.num_updates > 1:
+            tasks.append((logprobs, (run.params, inputs, features, tokens, mask, one)))
+        if run.reference is not None:
+            # Programs of their own where the reference is stored in bfloat16.
+            frozen_policy = states.merge(run.reference, run.frozen)
+            tasks.append((logprobs, (frozen_policy, inputs, features, tokens, mask, one)))
+            if not job.config.model.freeze_vision:
+                tasks.append((encode, (frozen_policy, inputs)))
     tasks += evaluate.tasks(run.params)
     run.writer.say(programs.compile_all(tasks, job.buckets))
     return encode, sample, logprobs, update, evaluate
 
 
-def _facts(scored: scores.Scored, completion_mask: np.ndarray) -> dict[str, np.ndarray]:
-    """What every host has to know of every completion, [B, G] each."""
+class _Facts(NamedTuple):
+    """What every host has to know of every completion, f32[B, G] each, over all hosts."""
+
+    iou: np.ndarray
+    valid: np.ndarray
+    clipped: np.ndarray
+    length: np.ndarray
+    truncated: np.ndarray
+
+
+def _facts(scored: scores.Scored, completion_mask: np.ndarray) -> np.ndarray:
+    """The facts of this process's rows, f32[B, G, 5]: one array, so one gather."""
     length = completion_mask.sum(axis=2)
-    return {
-        "iou": scored.scores["iou"],
-        "valid": scored.valid,
-        "clipped": scored.clipped,
-        "length": length,
-        # The longest may have ended by itself with its last token; that is counted as cut, too.
-        "truncated": length == completion_mask.shape[2],
-    }
+    # The longest may have ended by itself with its last token; that is counted as cut, too.
+    truncated = length == completion_mask.shape[2]
+    columns = (scored.scores["iou"], scored.valid, scored.clipped, length, truncated)
+    return np.stack(columns, axis=2).astype(np.float32)
 
 
-def _averages(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
+def _averages(facts: _Facts) -> dict[str, float]:
     """Metrics of the completions alone."""
-    iou = facts["iou"]
-    hits = {f"iou/hit_rate_{t}": float(np.mean(iou >= t / 100)) for t in (30, 50, 70, 80)}
+    means = {name: float(np.mean(x, dtype=np.float64)) for name, x in facts._asdict().items()}
+    hits = {f"iou/hit_rate_{t}": float(np.mean(facts.iou >= t / 100)) for t in (30, 50, 70, 80)}
     return {
-        "iou/raw_mean": float(np.mean(iou, dtype=np.float64)),
+        "iou/raw_mean": means["iou"],
         **hits,
-        "answer/valid_rate": float(np.mean(facts["valid"])),
-        "answer/clipped_rate": float(np.mean(facts["clipped"])),
-        "completion/length_mean": float(np.mean(facts["length"])),
-        "completion/truncated_rate": float(np.mean(facts["truncated"])),
+        "answer/valid_rate": means["valid"],
+        "answer/clipped_rate": means["clipped"],
+        "completion/length_mean": means["length"],
+        "completion/truncated_rate": means["truncated"],
     }
 
 
 def _updates(seen: list[dict[str, float]], counters: dict[str, int]) -> dict[str, float | int]:
     """Means over the updates of one rollout; skipped updates are counted from step 1 on."""
     metrics = {name: float(np.mean([one[name] for one in seen])) for name in seen[0]}
+    metrics["grpo/ratio_max"] = max(one["grpo/ratio_max"] for one in seen)
     for name in ("group/skipped_updates", "optimizer/skipped_nonfinite"):
         counters[name] = counters.get(name, 0) + int(sum(one[name] for one in seen))
         metrics[name] = counters[name]
@@ -299,10 +313,16 @@ def _updates(seen: list[dict[str, float]], counters: dict[str, int]) -> dict[str
 
 
 def _speed(
-    seconds: dict[str, float], facts: Mapping[str, np.ndarray], save_seconds: float
+    seconds: dict[str, float],
+    waited: float,
+    facts: _Facts,
+    save_seconds: float,
 ) -> dict[str, float]:
-    """Phases of the step, and completion tokens a second over all of it (the last save's apart)."""
-    rate = float(facts["length"].sum()) / sum(seconds.values())
+    """Phases of the step, and completion tokens a second over all of it (the last save's apart).
+
+    The reference's time is what is left to wait for once the host has scored the answers.
+    """
+    rate = float(facts.length.sum()) / (waited + sum(seconds.values()))
     return {**seconds, "speed/save_seconds": save_seconds, "speed/tokens_per_second": rate}
 
 
@@ -311,16 +331,17 @@ def _record(
     texts: list[list[str]],
     scored: scores.Scored,
     rewards: Array,
+    ious: np.ndarray,
     threshold: float,
 ) -> dict[str, Any]:
-    """A line of rollouts.jsonl: this process's prompts and all of their completions."""
+    """A line of rollouts.jsonl: the IoUs of all hosts, and this process's prompts and answers."""
     return {
         "threshold": threshold,
         "ids": [example.id for example in batch.examples],
-        "prompts": [example.query for example in batch.examples],
+        "queries": [example.query for example in batch.examples],
         "target_boxes_px": batch.target_boxes_px.tolist(),
         "completions": texts,
         "boxes_px": scored.boxes_px.tolist(),
-        "ious": scored.scores["iou"].tolist(),
+        "ious": ious.tolist(),
         "rewards": sharding.local_rows(rewards).tolist(),
     }

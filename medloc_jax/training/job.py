@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from medloc_jax import distributed, sharding
+from medloc_jax import distributed, metric_writer, sharding
 from medloc_jax.data import batching, pipeline
 from medloc_jax.data.examples import Example
 from medloc_jax.evaluation import predict
@@ -129,9 +129,6 @@ def place(job: Job, chain: Any) -> state.Placement:
     )
 
 
-# ---- evaluation ----
-
-
 class Evaluator:
     """Greedy decoding of a split with parameters of the moment."""
 
@@ -168,8 +165,18 @@ class Evaluator:
             metrics |= self(params, evaluation.split, step, evaluation.num_examples)
         return metrics
 
-    def __call__(self, params: Any, split: str, step: int, limit: int = 0) -> dict[str, float]:
-        """Decodes a split, writes `eval/<split>-<step>/`; returns `eval/<split>/...` scalars."""
+    def __call__(
+        self, params: Any, split: str, step: int, limit: int = 0, out: Path | None = None
+    ) -> dict[str, float]:
+        """Decodes a split, writes `eval/<split>-<step>/`; returns `eval/<split>/...` scalars.
+
+        Args:
+            params: parameters to decode with.
+            split: which examples.
+            step: that the parameters are of.
+            limit: only so many examples; 0 = all.
+            out: another folder to write to.
+        """
         job = self._job
         config = job.config
         examples = job.examples[split][: limit or None]
@@ -202,11 +209,10 @@ class Evaluator:
             progress=distributed.is_primary(),
         )
         if distributed.is_primary():
-            predict.write(job.workdir / "eval" / f"{split}-{step}", predictions, summary)
+            out = out or job.workdir / "eval" / f"{split}-{step}"
+            with metric_writer.full_disk_is_a_warning(f"{out}"):
+                predict.write(out, predictions, summary)
         return {f"eval/{split}/{name}": summary[name] for name in LOGGED_MEASURES}
-
-
-# ---- stopping ----
 
 
 class StopSignal:

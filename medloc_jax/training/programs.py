@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Program:
-    """A jitted function that is compiled once for each shape of its batch.
+    """A jitted function that is compiled once for each combination of argument shapes.
 
     Attributes:
         name: for messages.
@@ -44,7 +44,6 @@ class Program:
         name: str,
         function: Callable[..., Any],
         *,
-        batch_argument: int,
         out_shardings: Any,
         donate: tuple[int, ...] = (),
     ):
@@ -53,13 +52,11 @@ class Program:
         Args:
             name: for messages.
             function: pure, of arrays alone.
-            batch_argument: which argument's shapes tell executables apart.
             out_shardings: as for `jax.jit`.
             donate: arguments whose memory the results may take.
         """
         self.name = name
         self._jitted = jax.jit(function, out_shardings=out_shardings, donate_argnums=donate)
-        self._batch_argument = batch_argument
         self._executables: dict[tuple, Any] = {}
 
     @property
@@ -69,23 +66,22 @@ class Program:
 
     def compile(self, *args: Any) -> Any:
         """Compiles for arguments of these shapes (arrays or structs); returns the executable."""
-        key = self._key(args)
+        key = self.key(args)
         if key not in self._executables:
             self._executables[key] = self._jitted.lower(*args).compile()
         return self._executables[key]
 
     def __call__(self, *args: Any) -> Any:
         """Runs the executable for these shapes."""
-        executable = self._executables.get(self._key(args))
+        executable = self._executables.get(self.key(args))
         if executable is None:
-            _log.warning(
-                "%s was not compiled for shapes %s: compiling now", self.name, self._key(args)
-            )
+            _log.warning("%s was not compiled for these shapes: compiling now", self.name)
             executable = self.compile(*args)
         return executable(*args)
 
-    def _key(self, args: Sequence[Any]) -> tuple:
-        return tuple(x.shape for x in jax.tree.leaves(args[self._batch_argument]))
+    def key(self, args: Sequence[Any]) -> tuple:
+        """What tells executables apart: shapes, and dtypes (frozen weights may be bfloat16)."""
+        return tuple((x.shape, x.dtype) for x in jax.tree.leaves(args))
 
 
 def encode_program(model: qwen2_5_vl.Model, mesh: Mesh) -> Program:
@@ -93,7 +89,6 @@ def encode_program(model: qwen2_5_vl.Model, mesh: Mesh) -> Program:
     return Program(
         "encode_images",
         model.encode_images,
-        batch_argument=1,
         out_shardings=sharding.over_batch(mesh),
     )
 
@@ -108,7 +103,7 @@ def sample_program(model: qwen2_5_vl.Model, mesh: Mesh, rules: groups.SamplingRu
         return groups.sample_groups(model, params, inputs, features, key, temperature, rules)
 
     name = "sample_greedily" if rules.greedy else "sample_groups"
-    return Program(name, sample, batch_argument=1, out_shardings=sharding.over_batch(mesh))
+    return Program(name, sample, out_shardings=sharding.over_batch(mesh))
 
 
 def logprobs_program(model: qwen2_5_vl.Model, mesh: Mesh) -> Program:
@@ -116,7 +111,6 @@ def logprobs_program(model: qwen2_5_vl.Model, mesh: Mesh) -> Program:
     return Program(
         "group_logprobs",
         model.group_logprobs,
-        batch_argument=1,
         out_shardings=sharding.over_batch(mesh),
     )
 
@@ -169,8 +163,10 @@ def compile_all(tasks: Sequence[tuple[Program, tuple]], buckets: Sequence[geomet
         A line that says what was compiled and how long it took.
     """
     watch = Stopwatch()
+    distinct = {(program, program.key(args)): args for program, args in tasks}
     with futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for task in [pool.submit(program.compile, *args) for program, args in tasks]:
+        running = [pool.submit(program.compile, *args) for (program, _), args in distinct.items()]
+        for task in running:
             task.result()
     names = ", ".join(dict.fromkeys(program.name for program, _ in tasks))
     shapes = ", ".join(f"{b.num_patches}/{b.num_windows}/{b.prompt_length}" for b in buckets)

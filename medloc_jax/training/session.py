@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import tqdm
 
 from medloc_jax import checkpoint, distributed, metric_writer, sharding
@@ -19,9 +18,6 @@ from medloc_jax.curriculum import Schedule
 from medloc_jax.model.qwen2_5_vl import Params
 from medloc_jax.training import job as jobs
 from medloc_jax.training import state as states
-
-METRICS_FILE = "metrics.jsonl"
-ROLLOUTS_FILE = "rollouts.jsonl"
 
 
 @dataclasses.dataclass
@@ -49,7 +45,7 @@ class Session:
     checkpointer: checkpoint.Checkpointer
     writer: metric_writer.MetricWriter
     batch_size: int
-    reference_fingerprint: float | None
+    reference_fingerprint: int | None
     save_seconds: float = 0.0
 
     @property
@@ -67,7 +63,7 @@ class Session:
     def log_rollouts(self, step: int, record: Mapping[str, Any]) -> None:
         """Appends to rollouts.jsonl (primary process)."""
         if distributed.is_primary():
-            path = self.job.workdir / ROLLOUTS_FILE
+            path = self.job.workdir / metric_writer.ROLLOUTS_FILE
             metric_writer.append_jsonl(path, {"step": step, **record})
 
     def save_if_due(self, step: int, metrics: Mapping[str, Any], stop: jobs.StopSignal) -> bool:
@@ -146,6 +142,8 @@ def open_session(
     )
     restored = checkpointer.restore(placement.abstract())
     step, counters, reference, fingerprint = 0, {}, None, None
+    finished = restored is not None and restored.step >= config.num_steps
+    needs_reference &= not finished  # nothing more is asked of model.init_from
     if restored is None or needs_reference:
         params = job.initial()
         if needs_reference:
@@ -156,7 +154,8 @@ def open_session(
     if restored is None:
         state, frozen = states.start(params, placement, chain)
     else:
-        step, host = restored.step, restored.host_state
+        host = restored.host_state
+        step = host["batches"]  # each update consumes one global batch
         _check_continues(host, config.seed, batch_size, fingerprint, job)
         trainable, frozen = states.split_like(restored.arrays["params"], placement)
         state = states.TrainState(trainable, restored.arrays["optimizer"])
@@ -165,7 +164,7 @@ def open_session(
             schedule.load_state_dict(host["schedule"])
     if distributed.is_primary():
         # Lines of a run that was killed before its first checkpoint go too: -1 keeps none.
-        for name in (METRICS_FILE, ROLLOUTS_FILE):
+        for name in (metric_writer.METRICS_FILE, metric_writer.ROLLOUTS_FILE):
             kept = -1 if restored is None else step
             metric_writer.truncate_jsonl(job.workdir / name, kept)
     distributed.barrier("lines_cut")
@@ -197,7 +196,7 @@ def open_session(
 
 
 def _check_continues(
-    host: Mapping[str, Any], seed: int, batch_size: int, fingerprint: float | None, job: jobs.Job
+    host: Mapping[str, Any], seed: int, batch_size: int, fingerprint: int | None, job: jobs.Job
 ) -> None:
     """Refuses to continue on other data or against another reference."""
     for name, now in (("seed", seed), ("batch_size", batch_size)):
@@ -206,8 +205,7 @@ def _check_continues(
                 f"{job.workdir} was trained with {name} {host[name]}, not {now}: the place in the "
                 "data would be another; set it back, or choose another --workdir"
             )
-    before = host["reference"]
-    if fingerprint is not None and not np.isclose(before or np.nan, fingerprint, rtol=1e-4):
+    if fingerprint is not None and host["reference"] != fingerprint:
         raise ValueError(
             f"the reference policy of {job.workdir} is not what model.init_from="
             f"{job.config.model.init_from!r} holds now: bring that checkpoint back"

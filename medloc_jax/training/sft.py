@@ -125,7 +125,6 @@ def _programs(job: jobs.Job, run: session.Session, chain: Any):
     update = programs.Program(
         "sft_step",
         make_update(job, chain),
-        batch_argument=2,
         out_shardings=(layout, sharding.replicated(mesh)),
         donate=(0,),
     )

@@ -6,11 +6,13 @@ Parameters are split once into trainable and frozen ones. Gradient and optimizer
 ones only; the frozen ones are stored once and serve policy and reference alike.
 """
 
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -178,7 +180,20 @@ def copy(params: Params, dtype: str) -> Params:
     return cast(params)
 
 
-def fingerprint(params: Params) -> float:
-    """One number that tells two parameter trees apart: the sum of all magnitudes."""
-    total = jax.jit(lambda tree: sum(jnp.sum(jnp.abs(x), dtype=jnp.float32) for x in tree))
-    return float(total(jax.tree.leaves(params)))
+def fingerprint(params: Params) -> int:
+    """A checksum of every bit of a parameter tree, the same on any mesh.
+
+    Integer sums wrap around and do not depend on their order; each value is weighted by its place,
+    so that two that change places are noticed.
+    """
+
+    def one(leaf: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        weights = jnp.uint32(1)
+        for axis in range(leaf.ndim):  # not one index over all: a flattened leaf would be gathered
+            place = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+            weights = weights * jnp.uint32(31) + place
+        return jnp.sum(bits * (2 * weights + 1), dtype=jnp.uint32)
+
+    sums = jax.jit(lambda leaves: [one(leaf) for leaf in leaves])(jax.tree.leaves(params))
+    return zlib.crc32(np.array([int(total) for total in sums], np.uint32).tobytes())

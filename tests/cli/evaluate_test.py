@@ -38,15 +38,16 @@ def test_the_newest_checkpoint_scores_what_its_run_logged(run, sft_run, capsys):
     assert {"a50", "a80", "map", "miou", "valid_rate"} <= metrics.keys()
 
 
-def test_an_older_step_of_another_folder_by_a_config(run, preset, weights, tmp_path, capsys):
-    out = tmp_path / "scores"
-    argv = small_runs.arguments("evaluate", out, preset, rl__max_completion_tokens=16)
-    argv += [f"--checkpoint={weights}", "--split=test"]
-    assert main.main(argv) == 0
-    assert len(_predictions(out / "eval/test-0")) == 8
-    before = _predictions(out / "eval/test-0")
-    assert main.main([*argv[:-2], f"--checkpoint={run}/checkpoints/2", "--split=test"]) == 0
-    after = _predictions(out / "eval/test-2")
+def test_another_checkpoint_under_a_config_goes_where_out_says(run, preset, weights, tmp_path):
+    argv = small_runs.arguments("evaluate", tmp_path / "run", preset, rl__max_completion_tokens=16)
+    scores = []
+    for name, source in [("before", weights), ("after", run / "checkpoints/2")]:
+        out = tmp_path / name
+        flags = [f"--checkpoint={source}", "--split=test", f"--out={out}"]
+        assert main.main([*argv, *flags]) == 0
+        scores.append(_predictions(out))
+        assert json.loads((out / "metrics.json").read_text())["num_examples"] == 8
+    before, after = scores
     assert [line["id"] for line in before] == [line["id"] for line in after]
     assert before != after  # two steps of training lie between them
 
@@ -56,9 +57,11 @@ def test_an_older_step_of_another_folder_by_a_config(run, preset, weights, tmp_p
     [
         (["--workdir=no/run"], "no/run has no config.json: it is not the folder of a run"),
         ([], "workdir"),
-        (["--workdir={run}", "--split=tests"], "eval.final_split='tests'"),
-        (["--workdir={run}", "--checkpoint=no/where"], "no/where"),
-        (["--workdir={run}", "--manifest=no.jsonl"], "no.jsonl"),
+        (["--workdir={run}", "--split=tests"], "split 'tests' is unknown"),
+        (["--workdir={run}", "--checkpoint=no/where", "--out={run}/out"], "no/where"),
+        (["--workdir={run}", "--checkpoint=no/where"], "--out=DIR is needed"),
+        (["--workdir={run}", "--manifest=no.jsonl"], "--out=DIR is needed"),
+        (["--workdir={run}", "--manifest=no.jsonl", "--out={run}/out"], "no.jsonl"),
         (["--workdir={run}", "extra"], "unknown argument 'extra'"),
     ],
 )

@@ -8,7 +8,8 @@ import pytest
 import small_runs
 from absl import flags
 
-from medloc_jax import checkpoint, config as configuration, sharding
+from medloc_jax import checkpoint, sharding
+from medloc_jax import config as configuration
 from medloc_jax.cli import job as jobs
 from medloc_jax.model import config as model_config
 
@@ -45,6 +46,12 @@ def test_a_configuration_comes_back_from_its_file(tmp_path):
     jobs.write_config(config, tmp_path)
     assert jobs.read_config(tmp_path).to_dict() == config.to_dict()
     jobs.write_config(config, tmp_path)  # the same run again
+    corrected = _parse("--config.seed=2")
+    jobs.write_config(corrected, tmp_path)  # nothing was saved yet: a mistake may be mended
+    assert jobs.read_config(tmp_path).seed == 2
+    jobs.write_config(config, tmp_path)
+    saver = checkpoint.Checkpointer(tmp_path / "checkpoints", keep_last=1, keep_best=0)
+    saver.save(1, {"params": {"kernel": np.zeros(2)}}, {})
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ValueError, match="holds another run .*seed 3 -> 4"):
         jobs.write_config(_parse("--config.data.augment=('hflip',)", "--config.seed=4"), tmp_path)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medloc_jax import config
-from medloc_jax.curriculum import SCHEDULES, make_schedule, schedule
+from medloc_jax.curriculum import SCHEDULES, make_schedule, schedule, stability_note
 
 PERFECT = np.ones((8, 8))
 MEAN_65 = np.full((8, 8), 0.65)
@@ -280,3 +280,22 @@ def test_a_refused_step_changes_nothing():
         with pytest.raises(ValueError, match="ious"):
             made.update(bad)
     assert made.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "prompts", "warned"),
+    [
+        ({}, 8, True),  # .5 / sqrt(8) is below every S
+        ({}, 1, False),
+        ({"window_unit": "prompt"}, 8, False),
+        ({"criteria": ("reward", "margin")}, 8, False),
+    ],
+)
+def test_a_stability_check_that_can_never_bind_is_named(options, prompts, warned):
+    schedule = make_schedule("medloc", **options)
+    note = stability_note(schedule, prompts=prompts, group_size=8)
+    assert ("stability" in note) == warned
+
+
+def test_baselines_have_no_stability_check_to_warn_of():
+    assert stability_note(make_schedule("fixed"), prompts=8, group_size=8) == ""

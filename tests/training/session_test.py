@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The medloc_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Opening, saving and continuing a run's folder. With whole runs: tests/integration/resume_test.py."""
+"""Opening, saving and continuing a run's folder. Whole runs: tests/integration/resume_test.py."""
 
 import dataclasses
 import json
