@@ -20,7 +20,7 @@ def get_config():
     config.data.template = "box"
     config.data.min_pixels = 2304
     config.data.max_pixels = 4096
-    config.data.max_buckets = 2
+    config.data.max_buckets = 1
     config.rl.prompts_per_step = 16
     config.rl.max_completion_tokens = 16
     config.optim.learning_rate = 5e-4

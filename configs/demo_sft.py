@@ -16,13 +16,13 @@ def get_config():
     """Returns the experiment."""
     config = default_config()
     config.method = "sft"
-    config.num_steps = 450
+    config.num_steps = 430
     config.model.freeze_vision = False
     config.model.remat = "none"
     config.data.template = "box"
     config.data.min_pixels = 2304
     config.data.max_pixels = 4096
-    config.data.max_buckets = 2
+    config.data.max_buckets = 1
     config.data.synthetic.variant = "easy"
     config.data.synthetic.num_train = 4000
     config.data.synthetic.num_test = 200
