@@ -15,7 +15,7 @@ from medloc_jax.config import default_config
 def get_config():
     """Returns the experiment."""
     config = default_config()
-    config.num_steps = 280
+    config.num_steps = 250
     config.model.remat = "none"
     config.data.template = "box"
     config.data.min_pixels = 2304
