@@ -219,16 +219,11 @@ class StopSignal:
     """Remembers SIGTERM, so that the step under way can end and be saved."""
 
     def __init__(self) -> None:
-        """Nothing was asked yet."""
-        self.asked = False
-        self._previous: Any = None
-
-    def __enter__(self) -> "StopSignal":
         """Listens."""
-        self._previous = signal.signal(signal.SIGTERM, self._remember)
-        return self
+        self.asked = False
+        self._previous: Any = signal.signal(signal.SIGTERM, self._remember)
 
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         """Restores whoever listened before."""
         signal.signal(signal.SIGTERM, self._previous)
 

@@ -31,6 +31,7 @@ class Session:
         reference: trainable parameters as they were at step 0, in frozen_dtype; None if not needed.
         step: updates done, which is also the number of global batches consumed.
         counters: skipped updates so far, by metric name.
+        stop: whether SIGTERM came.
         save_seconds: what the last save took.
     """
 
@@ -46,6 +47,7 @@ class Session:
     writer: metric_writer.MetricWriter
     batch_size: int
     reference_fingerprint: int | None
+    stop: jobs.StopSignal
     save_seconds: float = 0.0
 
     @property
@@ -66,9 +68,9 @@ class Session:
             path = self.job.workdir / metric_writer.ROLLOUTS_FILE
             metric_writer.append_jsonl(path, {"step": step, **record})
 
-    def save_if_due(self, step: int, metrics: Mapping[str, Any], stop: jobs.StopSignal) -> bool:
+    def save_if_due(self, step: int, metrics: Mapping[str, Any]) -> bool:
         """Saves now and then, at the end, and when asked to stop; returns whether to stop."""
-        config, stopped = self.job.config, stop.agreed()
+        config, stopped = self.job.config, self.stop.agreed()
         last = step == config.num_steps
         if jobs.due(step, config.checkpoint.every) or last or stopped:
             self.save(step, metrics, final=last or stopped)
@@ -109,6 +111,7 @@ class Session:
 
     def close(self) -> int:
         """Closes the files; returns the exit code of the process."""
+        self.stop.close()
         self.writer.close()
         self.checkpointer.close()
         return jobs.STOPPED_BY_SIGTERM if self.step < self.job.config.num_steps else 0
@@ -192,6 +195,8 @@ def open_session(
         writer=writer,
         batch_size=batch_size,
         reference_fingerprint=fingerprint,
+        # From here on: compiling and the first evaluation take time, too.
+        stop=jobs.StopSignal(),
     )
 
 

@@ -39,7 +39,7 @@ def train(job: jobs.Job, loader: batching.RowLoader) -> int:
     if run.step == 0 and config.eval.at_start:
         run.log(0, evaluate.scheduled(run.params, 0))
 
-    with jobs.StopSignal() as stop, run.progress() as bar:
+    with run.progress() as bar:
         for step in range(run.step + 1, config.num_steps + 1):
             watch = programs.Stopwatch()
             batch = next(batches)
@@ -61,7 +61,7 @@ def train(job: jobs.Job, loader: batching.RowLoader) -> int:
             metrics |= evaluate.scheduled(run.params, step)
             run.log(step, metrics)
             bar.update()
-            if run.save_if_due(step, metrics, stop):
+            if run.save_if_due(step, metrics):
                 break
     return run.close()
 
