@@ -94,9 +94,16 @@ def _read_steps(path: Path) -> list[tuple[int | None, Any]]:
     steps = []
     for number, line in enumerate(lines, start=1):
         try:
-            steps.append(_read_step(line))
+            step, ious = _read_step(line)
+            last = steps[-1][0] if steps else None
+            if step is not None and last is not None and step != last + 1:
+                raise ValueError(
+                    f"step {step} follows step {last}, and a schedule sees every step: log the run "
+                    "with log.rollouts_every=1"
+                )
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from error
+        steps.append((step, ious))
     return steps
 
 

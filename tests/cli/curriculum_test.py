@@ -143,3 +143,9 @@ def test_what_is_missing_is_named(replay, tmp_path):
         replay([])
     with pytest.raises(ValueError, match="--ious=FILE is missing"):
         curriculum.main([f"--config={tmp_path}/config.py"])
+
+
+def test_a_gap_between_logged_steps_is_refused(replay):
+    lines = ['{"step": 50, "ious": [[0.5]]}', '{"step": 100, "ious": [[0.5]]}']
+    with pytest.raises(ValueError, match=r":2: step 100 follows step 50.*log.rollouts_every=1"):
+        replay(lines)
