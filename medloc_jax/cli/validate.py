@@ -14,6 +14,7 @@ from medloc_jax.grounding import prompts
 from medloc_jax.model import attention, layers
 from medloc_jax.rewards import scores
 from medloc_jax.rl import advantages, losses
+from medloc_jax.training import job as jobs
 from medloc_jax.training import micro_batches, optimizer
 
 METHODS = ("sft", "grpo")
@@ -84,21 +85,9 @@ def check(config: Any) -> None:
         _one_of("rewards.weights", name, terms)
     micro_batches.num_parts(rl.prompts_per_step, rl.micro_batch_prompts, "rl.micro_batch_prompts")
     micro_batches.num_parts(config.sft.batch_size, config.sft.micro_batch, "sft.micro_batch")
-    optim = config.optim
-    optimizer.make_optimizer(
-        beta1=optim.beta1,
-        beta2=optim.beta2,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        clip_norm=optim.clip_norm,
-    )
-    optimizer.learning_rate_at(
-        0,
-        learning_rate=optim.learning_rate,
-        warmup_steps=optim.warmup_steps,
-        schedule=optim.schedule,
-        total_steps=optim.total_steps or config.num_steps,
-    )
+    # Making them checks their options.
+    jobs.make_optimizer(config)
+    jobs.learning_rate(config, 0)
     make_schedule(
         config.curriculum.schedule, num_steps=config.num_steps, **config.curriculum.to_dict()
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-MASKED = np.float32(-1e30)
+from medloc_jax.model import attention
 
 
 def allowed_tokens(vocab_size: int, forbidden_ids: Sequence[int]) -> np.ndarray:
@@ -59,7 +59,7 @@ def choose(
         Token ids, and their float32 log-probabilities under logits / temperature.
     """
     scaled = logits / temperature
-    scores = jnp.where(allowed, scaled, MASKED)
+    scores = jnp.where(allowed, scaled, attention.MASKED)
     if not greedy:
         # Gumbel noise and argmax: a draw from the softmax without computing it.
         at_step = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)

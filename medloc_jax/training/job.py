@@ -76,14 +76,7 @@ class Job:
 
     def learning_rate(self, step: int) -> float:
         """The rate of the update after `step` steps."""
-        optim = self.config.optim
-        return optimizer.learning_rate_at(
-            step,
-            learning_rate=optim.learning_rate,
-            warmup_steps=optim.warmup_steps,
-            schedule=optim.schedule,
-            total_steps=optim.total_steps or self.config.num_steps,
-        )
+        return learning_rate(self.config, step)
 
     def train_batches(
         self, loader: batching.RowLoader, batch_size: int, start_step: int
@@ -103,6 +96,18 @@ class Job:
             num_workers=data.num_workers,
             num_threads=data.num_threads,
         )
+
+
+def learning_rate(config: Any, step: int) -> float:
+    """The learning rate that the configuration gives the update after `step` steps."""
+    optim = config.optim
+    return optimizer.learning_rate_at(
+        step,
+        learning_rate=optim.learning_rate,
+        warmup_steps=optim.warmup_steps,
+        schedule=optim.schedule,
+        total_steps=optim.total_steps or config.num_steps,
+    )
 
 
 def make_optimizer(config: Any) -> Any:
