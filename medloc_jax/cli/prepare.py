@@ -1,43 +1,133 @@
 # SPDX-FileCopyrightText: The medloc_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""`medloc prepare DATASET ...`: a folder with images and a manifest."""
+"""`medloc prepare DATASET --source=DIR --out=DIR`: a published data set becomes a manifest.
+
+Data sets: ham10000, heel, tn3k, ph2 in their published layouts; coco, yolo, voc, csv, vlm_r1, masks
+and dicom for your own; `medloc prepare synthetic --out=DIR` draws one. `medloc prepare DATASET
+--help` lists the flags. Written are manifest.jsonl, images/, statistics.md and .json, overlay.png
+and refused.jsonl.
+"""
 
 import collections
-from collections.abc import Sequence
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
-from medloc_jax.data import examples, synthetic
+from medloc_jax.cli import prepare_flags, prepare_report
+from medloc_jax.data import (
+    annotated,
+    coco,
+    csv_boxes,
+    dicom_folder,
+    examples,
+    ham10000,
+    heel,
+    importing,
+    mask_folder,
+    path_fields,
+    questions,
+    splits,
+    synthetic,
+    tn3k,
+    vlm_r1,
+    voc,
+    yolo,
+)
+from medloc_jax.evaluation import data_sheet
+
+OVERLAY_NAME = "overlay.png"
+OWN_LICENCE = "That of your data set."
+_BY_LABEL = "{label}"
 
 
-def prepare_synthetic(argv: Sequence[str]) -> Path:
-    """Draws the synthetic data set; returns the path of its manifest.
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """How one data set is prepared.
 
-    Args:
-        argv: the command line, the name of the data set first, then its flags.
+    Attributes:
+        read: `read(source, refused, *, options)` -> annotated images.
+        query: what is asked where neither --query nor the data set says it; "": --query is needed.
+        split: the rule, of splits.RULES, that is used without --split.
+        options: the reader's own flags, with their help; their defaults are the reader's.
+        licence: of the images, as far as it is published.
     """
-    values = flags.FlagValues()
-    flags.DEFINE_string("out", None, "folder to write, new or empty", flag_values=values)
-    flags.DEFINE_string(
-        "variant", "lesions", f"one of {', '.join(synthetic.VARIANTS)}", flag_values=values
-    )
-    flags.DEFINE_integer("num_train", 3000, "pictures of the train split", flag_values=values)
-    flags.DEFINE_integer("num_test", 400, "pictures of the test split", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "of the pictures", flag_values=values)
-    _parse(values, argv)
-    return synthetic.write(
-        values.out,
-        variant=values.variant,
-        num_train=values.num_train,
-        num_test=values.num_test,
-        seed=values.seed,
-    )
+
+    read: Callable[..., list[annotated.AnnotatedImage]]
+    query: str
+    split: str = "auto"
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    licence: str = OWN_LICENCE
 
 
-# The data sets by name; each reads its own flags.
-DATASETS = {"synthetic": prepare_synthetic}
+_ANNOTATIONS = {"annotations": "annotation file below the source; found by its content if empty"}
+_COLUMNS = {"columns": "meaning=column pairs, where the CSV has names or positions of its own"}
+
+DATASETS = {
+    "ham10000": DataSet(
+        ham10000.read,
+        query="skin lesion",
+        split="paper",
+        options={"metadata": "the table below the source; HAM10000_metadata.csv if empty"},
+        licence="HAM10000: CC BY-NC-SA 4.0 (Tschandl, Rosendahl, Kittler 2018, "
+        "doi:10.7910/DVN/DBW86T). Not for commercial use; share alike.",
+    ),
+    "heel": DataSet(
+        heel.read,
+        query="calcaneus",
+        split="paper",
+        options={"boxes": "format of the boxes: yolo, voc, coco or csv; detected if empty"},
+        licence="HEEL: that of the place where you got it.",
+    ),
+    "tn3k": DataSet(
+        tn3k.read,
+        query="thyroid nodule",
+        split="paper",
+        options={
+            "nodules": "one: images with one nodule, as in the paper; all: every image, the box of "
+            "all nodules; each: every image, a box a nodule (see --one_box)",
+            "fold": "0 to 4: trainval in train and val as published; -1: all of it is train",
+        },
+        licence="TN3K: published for research with TRFE-Net (Gong et al. 2021, "
+        "github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation, code MIT); no licence of "
+        "the images is stated.",
+    ),
+    "ph2": DataSet(
+        mask_folder.read_ph2,
+        query="skin lesion",
+        licence="PH2: free for research and education (Mendonca et al. 2013, ADDI project, Porto); "
+        "no licence to pass it on is stated.",
+    ),
+    "masks": DataSet(
+        mask_folder.read,
+        query="",
+        options={
+            "image_files": "folder of the images below the source, or a pattern such as **/*.png",
+            "mask_files": "folder of the masks, or a pattern",
+            "mask_suffix": "what a mask's name has and its image's has not, such as _lesion; "
+            "_segmentation, _mask, _lesion, _seg, _gt or nothing if empty",
+            "threshold": "grey values above it are target, 0 to 255",
+        },
+    ),
+    "coco": DataSet(coco.read, query=_BY_LABEL, options=_ANNOTATIONS),
+    "yolo": DataSet(
+        yolo.read,
+        query=_BY_LABEL,
+        options={"names": "class names in order, or a file of them; from data.yaml if empty"},
+    ),
+    "voc": DataSet(
+        voc.read,
+        query=_BY_LABEL,
+        options={"origin": "of the corners: 1 as VOC defines them, 0 half-open, auto"},
+    ),
+    "csv": DataSet(csv_boxes.read, query=_BY_LABEL, options=_ANNOTATIONS | _COLUMNS),
+    "vlm_r1": DataSet(vlm_r1.read, query=_BY_LABEL, options=_ANNOTATIONS),
+    "dicom": DataSet(dicom_folder.read, query=_BY_LABEL, options=_ANNOTATIONS | _COLUMNS),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,41 +142,164 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: a wrong command line or input; one line with the cure.
     """
-    names = ", ".join(DATASETS)
-    if not argv or argv[0] not in DATASETS:
+    names = (*DATASETS, "synthetic")
+    if not argv or argv[0] not in names:
         given = f"{argv[0]!r} is no data set" if argv else "no data set is named"
-        raise ValueError(f"{given}: write `medloc prepare DATASET --out=DIR`, DATASET of {names}")
-    manifest = DATASETS[argv[0]](argv)
-    print(_summary(manifest))
+        raise ValueError(
+            f"{given}: write `medloc prepare DATASET --source=DIR --out=DIR`, DATASET of "
+            f"{', '.join(names)}"
+        )
+    data_set = DATASETS.get(argv[0])
+    values = (
+        prepare_flags.of_reader(
+            data_set.read, data_set.options, query=data_set.query, split=data_set.split
+        )
+        if data_set
+        else prepare_flags.of_synthetic()
+    )
+    if "--help" in argv or "-h" in argv:
+        print(prepare_flags.help_text(argv[0], values))
+        return 0
+    prepare_flags.parse(values, argv)
+    print(prepare(argv[0], values, argv) if data_set else _draw_synthetic(values))
     return 0
 
 
-def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Reads the flags; nothing may be left over, and --out must be there."""
-    usage = f"the flags of `medloc prepare {argv[0]}` are " + ", ".join(
-        f"--{name}" for name in sorted(values)
+def prepare(name: str, values: flags.FlagValues, argv: Sequence[str]) -> str:
+    """Prepares a data set of DATASETS.
+
+    Args:
+        name: of the data set.
+        values: its flags.
+        argv: the command line, for the record.
+
+    Returns:
+        The report for the terminal.
+
+    Raises:
+        ValueError: nothing can be prepared, or the first refusal when strict.
+    """
+    data_set = DATASETS[name]
+    source, out = Path(values.source), Path(values.out)
+    refused = annotated.Refusals(strict=values.strict)
+    _check(values, data_set)
+    importing.check_target(out, source, overwrite=values.overwrite)
+
+    checked, asked = _read(data_set, source, refused, values)
+    split = splits.split_images(
+        values.split or data_set.split,
+        [item.image for item in checked],
+        data_set=name,
+        test_fraction=values.test_fraction,
+        seed=values.seed,
     )
+    with importing.new_folder(out) as folder:
+        rows = importing.write_manifest(
+            folder,
+            checked,
+            split.splits,
+            asked,
+            source=values.name or name,
+            placement=values.images,
+        )
+        summary = {
+            "data_set": name,
+            "command": shlex.join(["medloc", "prepare", *argv]),
+            "seed": values.seed,
+            "split_rule": split.rule,
+            "query": values.query or _own_query(checked) or data_set.query,
+            "one_box": values.one_box,
+            **data_sheet.statistics(rows, *_by_file(checked, split.splits)),
+            "notes": refused.notes,
+            **prepare_report.counts_by_reason(refused),
+            "licence": data_set.licence,
+        }
+        importing.write_record(folder, summary, refused)
+        (folder / "statistics.md").write_text(data_sheet.to_markdown(summary), encoding="utf-8")
+        has_sheet = _draw_overlay(folder / OVERLAY_NAME, rows, values.seed)
+    return prepare_report.to_text(out, summary, has_sheet=has_sheet)
+
+
+def _read(
+    data_set: DataSet, source: Path, refused: annotated.Refusals, values: flags.FlagValues
+) -> tuple[list[importing.Checked], dict[str, list[questions.Question]]]:
+    """The images that can be used, and their questions by image id."""
+    options = {option: values[option].value for option in data_set.options}
+    images = path_fields.add_path_fields(
+        data_set.read(source, refused, **options),
+        source,
+        refused,
+        label_pattern=values.label_pattern,
+        group_pattern=values.group_pattern,
+    )
+    checked = importing.check_images(images, refused, placement=values.images)
+    asked = importing.ask_all(
+        checked,
+        refused,
+        query=values.query,
+        default_query=data_set.query,
+        one_box=values.one_box,
+    )
+    checked = [item for item in checked if item.image.id in asked]
+    if not checked:
+        print(prepare_report.refused_text(refused), file=sys.stderr)
+        raise ValueError(f"{source}: no image in it can be used; the reasons stand above")
+    return checked, asked
+
+
+def _own_query(checked: Sequence[importing.Checked]) -> str:
+    return "of the data set itself" if any(item.image.query for item in checked) else ""
+
+
+def _by_file(
+    checked: Sequence[importing.Checked], split_of: Sequence[str]
+) -> tuple[list[annotated.AnnotatedImage], list[str], list[str]]:
+    """Images, splits and digests with every file once: several questions may be asked of one."""
+    files = {
+        item.image.image_path: (item.image, split, item.digest)
+        for item, split in zip(checked, split_of, strict=True)
+    }
+    images, splits_, digests = map(list, zip(*files.values(), strict=True))
+    return images, splits_, digests
+
+
+def _draw_overlay(path: Path, rows: Sequence[examples.Example], seed: int) -> bool:
+    """Draws the sheet; False where matplotlib, an extra, is not installed."""
     try:
-        rest = values(list(argv))[1:]
-    except flags.Error as error:
-        raise ValueError(f"{error}: {usage}") from error
-    if rest:
-        raise ValueError(f"{rest[0]!r} is not understood: {usage}")
-    if not values.out:
-        raise ValueError("--out is missing: name the folder to write")
+        data_sheet.draw_overlay(path, rows, seed=seed)
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        return False
+    return True
 
 
-def _summary(manifest: Path) -> str:
-    """What was written, in two lines."""
+def _check(values: flags.FlagValues, data_set: DataSet) -> None:
+    """What can be said of the flags before a file is opened."""
+    if not Path(values.source).exists():
+        raise ValueError(f"--source={values.source}: there is no such folder")
+    if not (values.query or data_set.query):
+        raise ValueError(
+            "--query is missing: say what the boxes are round, such as --query='skin lesion', or "
+            "--query='{label}' where they have labels"
+        )
+
+
+def _draw_synthetic(values: flags.FlagValues) -> str:
+    """Draws the synthetic data set; what was written, in two lines."""
+    manifest = synthetic.write(
+        values.out,
+        variant=values.variant,
+        num_train=values.num_train,
+        num_test=values.num_test,
+        seed=values.seed,
+    )
     rows = examples.load_manifest(manifest)
     counts = collections.Counter(row.split for row in rows)
-    splits = ", ".join(f"{counts[name]} {name}" for name in examples.SPLITS if counts[name])
-    boxes = np.array([row.box_px for row in rows])
-    sizes = np.array([(row.width, row.height) for row in rows])
-    shares = np.prod((boxes[:, 2:] - boxes[:, :2]) / sizes, axis=1)
-    low, middle, high = np.percentile(100 * shares, [5, 50, 95])
+    shown = ", ".join(f"{counts[name]} {name}" for name in examples.SPLITS if counts[name])
+    low, middle, high = np.percentile(data_sheet.box_area_percent(rows), [5, 50, 95])
     return (
-        f"{manifest}: {splits}\n"
+        f"{manifest}: {shown}\n"
         f"box area, 5th / 50th / 95th percentile: {low:.0f} / {middle:.0f} / {high:.0f} % "
         "of the image"
     )

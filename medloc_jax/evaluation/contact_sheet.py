@@ -14,6 +14,7 @@ from PIL import Image
 
 from medloc_jax.evaluation import plot_style
 from medloc_jax.evaluation.plot_style import GREEN, ORANGE
+from medloc_jax.model import processor
 
 
 class Cell(NamedTuple):
@@ -47,20 +48,23 @@ def choose(
 
 def draw(path: Path, rows: Mapping[str, Sequence[Cell]]) -> None:
     """Images with the true box (green) and the predicted one (orange, dashed), a row a kind."""
+    cells = [cell for row in rows.values() for cell in row]
     columns = max(map(len, rows.values()))
+    line_width = 2.0 if columns <= 4 else 1.3  # small boxes in small pictures stay visible
+    caption_lines = max(cell.caption.count("\n") + 1 for cell in cells)
     # All cells have the shape of the tallest image, within reason: the rows line up, and wide
     # images leave no empty bands.
-    tallest = max(_height_per_width(cell.image_path) for cells in rows.values() for cell in cells)
+    tallest = max(_height_per_width(cell.image_path) for cell in cells)
     shape = min(max(tallest, 0.5), 1.2)
-    row_inches = 0.5 + 2.05 * shape
+    row_inches = 0.33 + 0.17 * caption_lines + 8.2 / columns * shape
     with plot_style.figure_file(path, height=0.5 + row_inches * len(rows)) as figure:
         figure.set_layout_engine("constrained", rect=(0.035, 0, 0.965, 1))
         grid = figure.subplots(len(rows), columns, squeeze=False)
-        for panels, (title, cells) in zip(grid, rows.items(), strict=True):
+        for panels, (title, row) in zip(grid, rows.items(), strict=True):
             for axes in panels:
                 axes.set_axis_off()
-            for axes, cell in zip(panels, cells, strict=False):
-                _draw_cell(axes, cell, shape)
+            for axes, cell in zip(panels, row, strict=False):
+                _draw_cell(axes, cell, shape, line_width)
             # An axis that is off shows no label, so that the row's name is a text of its own; were
             # it part of the layout, every column would get as wide a margin as the first.
             name = panels[0].annotate(
@@ -75,16 +79,17 @@ def draw(path: Path, rows: Mapping[str, Sequence[Cell]]) -> None:
                 va="center",
             )
             name.set_in_layout(False)
-        handles = [
-            patches.Patch(fill=False, edgecolor=GREEN, linewidth=2, label="true box"),
-            patches.Patch(
-                fill=False,
-                edgecolor=ORANGE,
-                linewidth=2,
-                linestyle="--",
-                label="predicted box",
-            ),
-        ]
+        handles = [patches.Patch(fill=False, edgecolor=GREEN, linewidth=2, label="true box")]
+        if any(cell.box_px is not None for cell in cells):
+            handles.append(
+                patches.Patch(
+                    fill=False,
+                    edgecolor=ORANGE,
+                    linewidth=2,
+                    linestyle="--",
+                    label="predicted box",
+                )
+            )
         figure.legend(handles=handles, loc="outside upper center", ncols=2)
 
 
@@ -93,14 +98,13 @@ def _height_per_width(image_path: Path) -> float:
         return image.height / image.width
 
 
-def _draw_cell(axes: Axes, cell: Cell, shape: float) -> None:
+def _draw_cell(axes: Axes, cell: Cell, shape: float, line_width: float) -> None:
     """Draws one image, centred at the top of a cell that is `shape` times as high as wide."""
-    with Image.open(cell.image_path) as image:
-        width, height = image.size
-        image = image.convert("RGB")
-        image.thumbnail((480, 480))
-        # Boxes are in pixels of the stored image, whatever the thumbnail's size.
-        axes.imshow(np.asarray(image), extent=(0, width, height, 0))
+    image = processor.open_image(cell.image_path)
+    width, height = image.size
+    image.thumbnail((480, 480))
+    # Boxes are in pixels of the stored image, whatever the thumbnail's size.
+    axes.imshow(np.asarray(image), extent=(0, width, height, 0))
     cell_width = max(width, height / shape)
     margin = (cell_width - width) / 2
     axes.set(xlim=(-margin, width + margin), ylim=(cell_width * shape, 0))
@@ -117,11 +121,12 @@ def _draw_cell(axes: Axes, cell: Cell, shape: float) -> None:
             y2 - y1,
             fill=False,
             edgecolor=color,
-            linewidth=2.0,
+            linewidth=line_width,
             linestyle=dashes,
             clip_on=False,
         )
         # A dark rim keeps the line visible on skin as on black ultrasound.
-        outline.set_path_effects([patheffects.withStroke(linewidth=3.4, foreground="#00000099")])
+        rim = patheffects.withStroke(linewidth=line_width + 1.4, foreground="#00000099")
+        outline.set_path_effects([rim])
         axes.add_patch(outline)
     axes.set_title(cell.caption, fontsize=9.5, loc="center", pad=4)

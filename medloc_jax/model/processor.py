@@ -5,10 +5,12 @@
 Equal to transformers' PIL image processor of Qwen2-VL, bit for bit where Pillow is the same.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,13 @@ from medloc_jax.model.config import VisionConfig
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# Modes that hold more than 8 bits: converting them to RGB would clip nearly all to white.
+# Pillow's modes that hold 8 bits a channel and that it converts to RGB itself.
+_SHALLOW_MODES = (
+    *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"),
+)
+# Modes of one channel that hold more: converting them to RGB would clip nearly all to white.
 _DEEP_MODES = ("I", "F")
+_TIFF_PHOTOMETRIC, _TIFF_WHITE_IS_ZERO = 262, 0
 
 
 @functools.lru_cache(maxsize=8)
@@ -201,16 +208,43 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Opens an image file and decodes all of it, as 8-bit RGB.
 
     EXIF orientation is deliberately not applied: boxes are given in the pixels as stored.
+    Transparency is dropped, as transformers' processor does, so that a model sees the same pixels
+    here and there. Grey levels of 16 or 32 bits, whole or float, are scaled linearly from the
+    image's own least and greatest value to 0..255; an image of a single value becomes black.
 
     Raises:
         ValueError: missing, not an image, truncated, too large to be honest (a decompression bomb),
-            empty, of several frames, or deeper than 8 bits; the message names the file.
+            empty, of several frames, or of a mode without a way to RGB; the message names the
+            file.
     """
+    with _opened(path) as image:
+        image.load()
+        if image.mode.startswith(_DEEP_MODES):
+            return _windowed(image, path).convert("RGB")
+        return image.convert("RGB")
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) in pixels from an image file's header; nothing is decoded.
+
+    Raises:
+        ValueError: as `open_image`, as far as the header tells.
+    """
+    with _opened(path) as image:
+        return image.size
+
+
+class _UnfitImageError(ValueError):
+    """An image that could be decoded but must not be."""
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """An image file whose header is fit; what goes wrong inside is told as a ValueError."""
     try:
         with Image.open(path) as image:
             _refuse_unfit(image, path)
-            image.load()
-            return image.convert("RGB")
+            yield image
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such image file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -223,10 +257,6 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ValueError(f"{path}: broken or truncated image: {error}") from error
 
 
-class _UnfitImageError(ValueError):
-    """An image that could be decoded but must not be."""
-
-
 def _refuse_unfit(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Judges an image by its header, before any pixel is decoded."""
     limit = Image.MAX_IMAGE_PIXELS
@@ -237,10 +267,25 @@ def _refuse_unfit(image: Image.Image, path: str | os.PathLike[str]) -> None:
         )
     if not image.width or not image.height:
         raise _UnfitImageError(f"{path}: empty image of {image.width} x {image.height} pixels")
-    if image.mode.startswith(_DEEP_MODES):
-        raise _UnfitImageError(
-            f"{path}: pixels of mode {image.mode} are deeper than 8 bits; window it to 8 bits first"
-        )
+    if image.mode not in _SHALLOW_MODES and not image.mode.startswith(_DEEP_MODES):
+        raise _UnfitImageError(f"{path}: pixels of mode {image.mode}: store the image as RGB")
     # An MPO file is an ordinary photograph with a preview behind it.
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        raise _UnfitImageError(f"{path}: has several frames; store the one that is meant by itself")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise _UnfitImageError(
+            f"{path}: has several frames or pages ({frames}); store the one that is meant by itself"
+        )
+
+
+def _windowed(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
+    """Grey levels of any depth as 8-bit grey, the least value black and the greatest white."""
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise _UnfitImageError(f"{path}: holds values that are not finite: replace them")
+    low, high = values.min(), values.max()
+    levels = np.rint((values - low) * 255 / (high - low or 1.0))
+    # Pillow turns WhiteIsZero round where it has 8 bits, but not where it has more.
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO and high > low:
+        levels = 255 - levels
+    return Image.fromarray(levels.astype(np.uint8))

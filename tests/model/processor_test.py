@@ -214,11 +214,82 @@ def test_several_frames(tmp_path):
     assert "several frames" in refused(path)
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
-def test_deep_pixels(dtype, tmp_path):
-    path = tmp_path / "deep.tiff"
-    Image.fromarray((np.arange(64).reshape(8, 8) * 100).astype(dtype)).save(path)
-    assert "deeper than 8 bits" in refused(path)
+DEEP = np.array([[100, 600, 1100], [4100, 8100, 16420]])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suffix"),
+    [("u2", "png"), ("u2", "tiff"), (">u2", "tiff"), ("i4", "tiff"), ("f4", "tiff")],
+)
+def test_deep_grey_is_scaled_from_its_own_range(dtype, suffix, tmp_path):
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(DEEP.astype(dtype)).save(path)
+    image = processor.open_image(path)
+    assert image.mode == "RGB"
+    expected = np.array([[0, 8, 16], [62, 125, 255]])
+    np.testing.assert_array_equal(np.asarray(image), np.repeat(expected[..., None], 3, -1))
+
+
+def test_negative_values_are_black(tmp_path):
+    path = tmp_path / "signed.tiff"
+    Image.fromarray(np.array([[-100, 0, 100]], np.int32)).save(path)
+    assert np.asarray(processor.open_image(path))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_deep_grey_of_one_value_is_black(tmp_path):
+    path = tmp_path / "flat.png"
+    Image.fromarray(np.full((2, 2), 40_000, np.uint16)).save(path)
+    assert not np.asarray(processor.open_image(path)).any()
+
+
+def test_deep_grey_that_is_white_at_zero(tmp_path):
+    path = tmp_path / "white.tiff"
+    Image.fromarray(DEEP.astype("u2")).save(path, tiffinfo={262: 0})
+    with Image.open(path) as image:
+        assert image.tag_v2[262] == 0
+    assert np.asarray(processor.open_image(path))[..., 0].tolist() == [
+        [255, 247, 239],
+        [193, 130, 0],
+    ]
+
+
+def test_values_that_are_not_finite(tmp_path):
+    path = tmp_path / "hole.tiff"
+    Image.fromarray(np.array([[1, np.nan]], np.float32)).save(path)
+    assert "not finite" in refused(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_shallow_modes_are_pillows_own(mode, tmp_path):
+    path = tmp_path / ("image.tiff" if mode == "CMYK" else "image.png")
+    original = pattern(10, 20).convert(mode)
+    if mode in ("LA", "RGBA"):
+        original.putalpha(Image.linear_gradient("L").resize((20, 10)))
+    original.save(path)
+    np.testing.assert_array_equal(processor.open_image(path), original.convert("RGB"))
+
+
+def test_transparency_is_dropped(tmp_path):
+    """As transformers does: what stands under it is seen, wherever it was meant to be hidden."""
+    path = tmp_path / "clear.png"
+    Image.new("RGBA", (2, 2), (200, 100, 50, 0)).save(path)
+    assert np.asarray(processor.open_image(path))[0, 0].tolist() == [200, 100, 50]
+
+
+def test_a_mode_without_a_way_to_rgb(tmp_path):
+    path = tmp_path / "lab.tiff"
+    Image.new("LAB", (4, 4)).save(path)
+    assert "mode LAB" in refused(path)
+
+
+def test_size_from_the_header_alone(tmp_path):
+    path = tmp_path / "cut.jpg"
+    pattern(30, 50).save(path)
+    assert processor.image_size(path) == (50, 30)
+    path.write_bytes(path.read_bytes()[:-200])
+    assert processor.image_size(path) == (50, 30)
+    with pytest.raises(ValueError, match="no such image file"):
+        processor.image_size(tmp_path / "none.jpg")
 
 
 def test_model_of_other_channels_is_refused():

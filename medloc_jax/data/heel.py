@@ -1,0 +1,122 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""HEEL: lateral X-rays of the foot, classes Normal, Heel Spur and Sever, one box each.
+
+The layout in which the data set is handed out is not published, so it is detected: boxes in YOLO's,
+VOC's, COCO's or CSV's format; the class from the part of an image's path that names one, the
+nearest to the file first; the split from folder names, where they tell one.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from medloc_jax.data import annotated, coco, csv_boxes, voc, yolo
+
+CLASSES = ("Normal", "Heel Spur", "Sever")
+# What a class is called in paths and labels; `abnormal` is no class.
+_PATTERNS = {
+    "Normal": re.compile(r"(?<![a-z])normal", re.IGNORECASE),
+    "Heel Spur": re.compile(r"spur", re.IGNORECASE),
+    "Sever": re.compile(r"sever", re.IGNORECASE),
+}
+
+
+def _has_coco(source: Path) -> bool:
+    return bool(coco.find_files(source))
+
+
+def _has_csv(source: Path) -> bool:
+    try:
+        return bool(csv_boxes.find_files(source))
+    except ValueError:  # a table without boxes, such as a list of diagnoses
+        return False
+
+
+# How each format is noticed.
+FORMATS: dict[str, Callable[[Path], bool]] = {
+    "yolo": yolo.has_labels,
+    "voc": voc.has_annotations,
+    "coco": _has_coco,
+    "csv": _has_csv,
+}
+
+
+def detect(source: Path) -> str:
+    """The format of the boxes below a folder, an entry of FORMATS.
+
+    Raises:
+        ValueError: none, or several.
+    """
+    if not source.is_dir():
+        raise ValueError(f"{source}: no such folder: give --source")
+    found = [name for name, is_there in FORMATS.items() if is_there(source)]
+    if not found:
+        raise ValueError(
+            f"{source}: no boxes: looked for YOLO label files, VOC XML, COCO JSON and CSV with "
+            "columns of a box: put one of them below the folder"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{source}: boxes in several formats ({', '.join(found)}): choose one with --boxes="
+            f"{found[0]}"
+        )
+    return found[0]
+
+
+def read(
+    source: Path, refused: annotated.Refusals, *, boxes: str = ""
+) -> list[annotated.AnnotatedImage]:
+    """Reads HEEL in whichever layout it is.
+
+    Args:
+        source: its folder.
+        refused: gets every file and line that cannot be used.
+        boxes: the format of the boxes, an entry of FORMATS; "": detected.
+
+    Raises:
+        ValueError: no boxes, or several formats without a choice; the first refusal, when strict.
+    """
+    if boxes and boxes not in FORMATS:
+        raise ValueError(f"--boxes={boxes}: it must be one of {', '.join(FORMATS)}")
+    name = boxes or detect(source)
+    if not boxes:
+        refused.note(f"The boxes were found to be in the format {name}.")
+    images = _read_boxes(name, source, refused)
+    return [_with_class(image, source) for image in images]
+
+
+def _read_boxes(
+    name: str, source: Path, refused: annotated.Refusals
+) -> list[annotated.AnnotatedImage]:
+    """Boxes of any format; each class may have annotation files of its own."""
+    if name == "yolo":
+        return yolo.collect(source, refused, needs_names=False)
+    if name == "voc":
+        return voc.read(source, refused)
+    if name == "coco":
+        return coco.collect(coco.find_files(source), source, refused)
+    return csv_boxes.collect(csv_boxes.find_files(source), source, refused)
+
+
+def class_of(*names: str) -> str | None:
+    """The class that path parts or labels name; the last that names exactly one counts."""
+    for name in reversed(names):
+        found = [each for each, pattern in _PATTERNS.items() if pattern.search(name)]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def _with_class(image: annotated.AnnotatedImage, source: Path) -> annotated.AnnotatedImage:
+    """The image with its class, from its path, else from the labels of its boxes."""
+    label = class_of(*image.image_path.relative_to(source).parts)
+    if label is None:
+        named = {class_of(target.label or "") for target in image.targets}
+        label = named.pop() if len(named) == 1 else None
+    targets = tuple(
+        target._replace(label=class_of(target.label or "") or target.label or label)
+        for target in image.targets
+    )
+    return dataclasses.replace(image, label=label, targets=targets)
