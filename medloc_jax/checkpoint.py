@@ -12,6 +12,9 @@ state reads back into whatever structure the reader asks for, as long as the nam
 
 Saving is synchronous: for the models of this repository it takes a tenth of a second, and an error
 (a full disk) belongs to the step that caused it.
+
+`save_blocks` and `open_item` write and read arrays block by block, for models of which not one
+stacked array fits into memory: conversion goes through them.
 """
 
 import contextlib
@@ -27,13 +30,15 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -47,6 +52,11 @@ _DISK_FULL_TEXT = re.compile(
     rf"os_error_code='({'|'.join(map(str, _DISK_FULL))})'"
     "|No space left on device|File too large|Disk quota exceeded"
 )
+
+# An array is stored in chunks no larger than this, so that it can be read in parts. TensorStore
+# holds a chunk in memory while it reads any of it.
+CHUNK_BYTES = 64 << 20
+_IN_FLIGHT_BYTES = 128 << 20  # of blocks that wait to be written
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +105,76 @@ class SaveResult:
     saved: bool
     seconds: float
     num_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """An array that is written block by block.
+
+    Attributes:
+      shape: of the whole.
+      dtype: of the whole.
+      chunk_shape: what is stored, and later read, as one piece; at the upper edges it is cut off.
+      blocks: yields (first index, block). The blocks cover the array once; each starts and ends at
+        borders of chunks, or a chunk would be written twice.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk_shape: tuple[int, ...]
+    blocks: Callable[[], Iterator[tuple[tuple[int, ...], np.ndarray]]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole, before compression."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+    """An array of a checkpoint, of which any part can be read.
+
+    Attributes:
+      shape: of the whole.
+      dtype: of the whole.
+      chunk_shape: what is read as one piece, however little of it is asked for.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk_shape: tuple[int, ...]
+    _name: str
+    _store: Any
+
+    def read(self, box: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Reads [start, stop) along each axis.
+
+        Raises:
+          ValueError: the checkpoint is damaged.
+        """
+        try:
+            return self._store[tuple(slice(*bounds) for bounds in box)].read().result()
+        except Exception as error:  # TensorStore raises anything.
+            raise ValueError(
+                f"{self._name} cannot be read ({_reason(error)}): copy the checkpoint again"
+            ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedItem:
+    """One tree of a step, opened but not read.
+
+    Attributes:
+      folder: the step's folder.
+      step: the step it was saved at.
+      arrays: by path, its names joined by dots.
+      host_state: as in `Restored`.
+    """
+
+    folder: Path
+    step: int
+    arrays: dict[str, StoredArray]
+    host_state: dict[str, Any]
 
 
 class Checkpointer:
@@ -158,18 +238,7 @@ class Checkpointer:
         start = time.monotonic()
         trees = {name: _to_nested(tree) for name, tree in arrays.items()}
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
-        host = json.loads(
-            json.dumps(
-                {
-                    "step": step,
-                    "host_state": dict(host_state),
-                    "metrics": dict(metrics or {}),
-                    # orbax refuses an empty tree (a model without frozen parameters): it is only
-                    # recorded here.
-                    "items": {name: len(jax.tree.leaves(tree)) for name, tree in trees.items()},
-                }
-            )
-        )
+        host = _host(step, host_state, metrics or {}, trees)
         target = self.directory / str(step)
         replaced = target.with_name(target.name + _REPLACED)
         if jax.process_index() == 0 and target.exists():
@@ -259,15 +328,77 @@ def load_item(source: str | Path, item: str, like: Any) -> Any:
 
 def load_items(source: str | Path, like: Mapping[str, Any]) -> Restored:
     """Like `load_item`, for several trees at once, with the step and the host state."""
+    directory, steps = _find_steps(source)
+    step = steps[0] if _is_step(Path(source)) else None
+    return _restore_from(directory, like, step, set(), check_dtype=False)
+
+
+def _find_steps(source: str | Path) -> tuple[Path, list[int]]:
+    """The folder of steps, and those of them that `source` means: one, or all, oldest first."""
     source = Path(source).absolute()
-    if source.name.isdigit() and (source / HOST_ITEM).is_dir():
-        return _restore_from(source.parent, like, int(source.name), set(), check_dtype=False)
+    if _is_step(source):
+        return source.parent, [int(source.name)]
     directory = source / "checkpoints" if (source / "checkpoints").is_dir() else source
-    if not _steps(directory):
+    steps = _steps(directory)
+    if not steps:
         raise ValueError(
             f"{source} holds no checkpoint: give a workdir, its checkpoints folder, or one step"
         )
-    return _restore_from(directory, like, None, set(), check_dtype=False)
+    return directory, steps
+
+
+def _is_step(source: Path) -> bool:
+    return source.absolute().name.isdigit() and (source / HOST_ITEM).is_dir()
+
+
+def save_blocks(
+    folder: str | Path, item: str, tree: Mapping[str, Any], host_state: Mapping[str, Any]
+) -> None:
+    """Writes a checkpoint of one tree, of which a few blocks are in memory at a time.
+
+    It reads like any other. One process alone calls it.
+
+    Args:
+      folder: becomes the step's folder, named by its step, as `load_item` takes it.
+      item: name of the tree.
+      tree: nested dict of `Blocks`.
+      host_state: as JSON can hold it.
+
+    Raises:
+      OSError: the disk is full.
+    """
+    folder = Path(folder).absolute()
+    host = _host(int(folder.name), host_state, {}, {item: tree})
+    registry = ocp.type_handlers.create_type_handler_registry((Blocks, _BlocksHandler()))
+    with _quiet():
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    handlers = {item: handler, HOST_ITEM: ocp.JsonCheckpointHandler()}
+    reason = _write(folder, {item: tree}, host, handlers)
+    if reason is not None:
+        raise CheckpointError(f"{folder} could not be written: {reason}; make room")
+
+
+def open_item(source: str | Path, item: str) -> OpenedItem:
+    """Opens one tree to read it in parts. `source` is as in `load_item`.
+
+    Raises:
+      ValueError: names the folder and what is wrong with it.
+    """
+    directory, steps = _find_steps(source)
+    reasons = []
+    for step in reversed(steps):
+        folder = directory / str(step)
+        try:
+            host = _read_host(folder)
+            if not host["items"].get(item):
+                raise _UnreadableError(f"it has no item {item!r}, only {_comma(host['items'])}")
+            with _quiet():
+                arrays = _open_arrays(folder / item)
+            return OpenedItem(folder, step, arrays, host["host_state"])
+        except _UnreadableError as error:
+            reasons.append(f"step {step}: {error}")
+            _log.warning("checkpoint %s cannot be read (%s)", folder, error)
+    raise ValueError(f"no checkpoint in {directory} can be read ({'; '.join(reasons)})")
 
 
 def is_checkpoint(source: str | Path) -> bool:
@@ -401,16 +532,105 @@ def _restore_args(leaf: Any) -> ocp.ArrayRestoreArgs:
     return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
-def _write(target: Path, trees: Mapping[str, Any], host: dict[str, Any]) -> str | None:
+class _BlocksHandler(ocp.type_handlers.NumpyHandler):
+    """Stores `Blocks` as orbax stores a numpy array."""
+
+    async def serialize(
+        self,
+        values: Sequence[Any],
+        infos: Sequence[Any],
+        args: Sequence[Any] | None = None,
+    ) -> Sequence[Any]:
+        """Writes all of it before it returns: there is no copy that could be written later."""
+        writes: deque[tuple[int, Any]] = deque()
+        for value, info in zip(values, infos, strict=True):
+            await info.await_path_creation()
+            spec = ocp.type_handlers.get_json_tspec_write(
+                info,
+                use_ocdbt=True,
+                global_shape=value.shape,
+                local_shape=value.chunk_shape,
+                dtype=value.dtype,
+                process_index=jax.process_index(),
+            )
+            store = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
+            for start, block in value.blocks():
+                box = tuple(slice(a, a + n) for a, n in zip(start, block.shape, strict=True))
+                write = store[box].write(block, can_reference_source_data_indefinitely=True)
+                writes.append((block.nbytes, write))
+                while len(writes) > 1 and sum(size for size, _ in writes) > _IN_FLIGHT_BYTES:
+                    await writes.popleft()[1]
+        for _, write in writes:
+            await write
+        return []
+
+
+def _open_arrays(folder: Path) -> dict[str, StoredArray]:
+    try:
+        tree: Any = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
+        context = ocp.type_handlers.get_ts_context()
+        arrays = {}
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            info = ocp.type_handlers.ParamInfo(
+                name=leaf.name, parent_dir=epath.Path(folder), ts_context=context
+            )
+            spec = ocp.type_handlers.get_json_tspec_read(
+                info, use_ocdbt=ocp.type_handlers.is_ocdbt_checkpoint(epath.Path(folder))
+            )
+            store = ts.open(ts.Spec(spec), open=True, context=context).result()
+            name = _name(path).replace("/", ".")
+            arrays[name] = StoredArray(
+                tuple(store.shape),
+                np.dtype(leaf.dtype),
+                tuple(int(size or 0) for size in store.chunk_layout.read_chunk.shape or ()),
+                f"{folder}: {name}",
+                store,
+            )
+        return arrays
+    except Exception as error:  # orbax and TensorStore raise anything, Exception itself included.
+        raise _UnreadableError(f"{folder.name}: {_reason(error)}") from None
+
+
+def _host(
+    step: int, host_state: Mapping[str, Any], metrics: Mapping[str, Any], trees: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the JSON item of a step holds."""
+    content = {
+        "step": step,
+        "host_state": dict(host_state),
+        "metrics": dict(metrics),
+        # orbax refuses an empty tree (a model without frozen parameters): it is only recorded here.
+        "items": {name: len(jax.tree.leaves(tree)) for name, tree in trees.items()},
+    }
+    return json.loads(json.dumps(content))
+
+
+def _save_args(leaf: Any) -> ocp.SaveArgs:
+    """Small arrays are stored whole, large ones in chunks, and stacked ones layer by layer."""
+    if leaf.nbytes <= CHUNK_BYTES:
+        return ocp.SaveArgs()
+    stacked = len(leaf.shape) > 2
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
+
+
+def _write(
+    target: Path,
+    trees: Mapping[str, Any],
+    host: dict[str, Any],
+    handlers: Mapping[str, Any] | None = None,
+) -> str | None:
     """Writes one step folder; returns why not, if the disk is full."""
     items: dict[str, Any] = {
-        name: ocp.args.PyTreeSave(tree) for name, tree in trees.items() if jax.tree.leaves(tree)
+        name: ocp.args.PyTreeSave(tree, save_args=jax.tree.map(_save_args, tree))
+        for name, tree in trees.items()
+        if jax.tree.leaves(tree)
     }
     items[HOST_ITEM] = ocp.args.JsonSave(host)
     reason = None
     with _quiet():
         try:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            composite = ocp.CompositeCheckpointHandler(**(handlers or {}))
+            with ocp.Checkpointer(composite) as checkpointer:
                 checkpointer.save(epath.Path(target), args=ocp.args.Composite(**items))
         except Exception as error:  # TensorStore reports a full disk as a ValueError.
             if not _is_disk_full(error):

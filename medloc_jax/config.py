@@ -6,7 +6,14 @@ The defaults are those of the MedLoc-R1 paper (arXiv 2603.28120) where it states
 with itself; the model defaults to the tiny preset, so that a bare run is one a laptop can do.
 """
 
+import json
+import os
+from pathlib import Path
+from typing import Any
+
 from ml_collections import ConfigDict
+
+FILE = "config.json"  # in a run's folder: its resolved configuration
 
 
 def default_config() -> ConfigDict:
@@ -21,9 +28,11 @@ def default_config() -> ConfigDict:
     model.preset = (
         "tiny"  # tiny, bench_tiny, 3b, 7b, 32b, 72b; or a folder with Hugging Face's config.json
     )
-    model.init_from = ""  # workdir or checkpoint to start from; "" = random weights
+    model.init_from = (
+        ""  # folder with weights: Hugging Face's, a run's, or converted; "" = random weights
+    )
     model.tokenizer = (
-        ""  # folder with Qwen's tokenizer files; "" = the byte tokenizer of the tiny model
+        ""  # folder with tokenizer files; "" = that of the weights, or the tiny model's own
     )
     model.compute_dtype = "float32"  # activations: "float32" or "bfloat16"
     model.frozen_dtype = (
@@ -150,3 +159,97 @@ def default_config() -> ConfigDict:
     log.wandb_project = "medloc_jax"
 
     return config.lock()
+
+
+def paper_config(method: str, variant: str = "medloc") -> ConfigDict:
+    """What the paper's runs share, for a pretrained Qwen2.5-VL on accelerators.
+
+    An experiment adds the model's size, the data set and the length of the decay.
+
+    Args:
+        method: "grpo" or "sft" (the baseline: answers only, on the same batches).
+        variant: "medloc", the paper where it agrees with itself and the code base that it builds on
+            where it does not say; or, for GRPO, "medloc_as_written", the paper taken literally.
+
+    Returns:
+        A locked ConfigDict.
+
+    Raises:
+        ValueError: there is no such variant.
+
+    Reference: MedLoc-R1 (arXiv 2603.28120), section 4.1, Eq. 1 and 2, and Appendix B.
+    """
+    config: Any = default_config()
+    config.method = method
+    config.num_steps = 1000  # "evaluation conducted at step 1000"
+    config.model.compute_dtype = "bfloat16"
+    config.model.frozen_dtype = "bfloat16"
+    config.rewards.weights.format = 1.0  # the template has tags; the curriculum sees IoU alone
+    config.rl.micro_batch_prompts = 0
+    config.sft.batch_size = 8  # the prompts of a GRPO step, so that both see the same batches
+    config.data.max_buckets = 4
+    config.log.rollouts_every = 10
+    if variant == "medloc":
+        return config
+    if variant != "medloc_as_written" or method != "grpo":
+        known = "medloc, medloc_as_written" if method == "grpo" else "medloc"
+        raise ValueError(f"variant {variant!r} of a {method} experiment: choose of {known}")
+    config.rl.kl_weight = 0.4  # as printed; 0.04 everywhere else in this family
+    config.rl.advantage_std = "population_inside"  # Eq. 1
+    config.rl.ratio_level = "sequence"  # Eq. 2
+    config.rl.skip_no_signal = False
+    config.data.template = "medloc"
+    config.rewards.weights.format = 0.0
+    config.curriculum.window_unit = "prompt"  # Eq. 6 to 8
+    config.model.freeze_vision = False
+    # The whole training split: nothing is looked at before the end.
+    config.data.val_fraction = 0.0
+    config.eval.every = 0
+    config.eval.split = "test"
+    return config
+
+
+def read(workdir: str | os.PathLike[str]) -> Any:
+    """The configuration that a run was started with, from its folder.
+
+    Raises:
+        ValueError: if the folder is not a run's.
+    """
+    path = Path(workdir) / FILE
+    if not path.is_file():
+        raise ValueError(f"{workdir} has no {FILE}: it is not the folder of a run")
+    resolved = default_config()
+    try:
+        resolved.update(_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} is not a configuration of this version ({reason}): mend or remove it"
+        ) from error
+    return resolved
+
+
+def find_run(source: str | os.PathLike[str]) -> Path | None:
+    """The folder of the run that a checkpoint lies in; None where it belongs to no run.
+
+    Args:
+        source: a run's folder, its checkpoints folder, or one step.
+    """
+    source = Path(source).absolute()
+    for folder in (source, *source.parents[:2]):
+        try:
+            # Hugging Face's folders have a config.json, too: that of a model.
+            if "method" in json.loads((folder / FILE).read_text(encoding="utf-8")):
+                return folder
+        except (OSError, ValueError, TypeError):
+            continue
+    return None
+
+
+def _tuples(value: Any) -> Any:
+    """JSON lists back to the tuples that they were."""
+    if isinstance(value, dict):
+        return {name: _tuples(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(one) for one in value)
+    return value

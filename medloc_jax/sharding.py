@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -97,6 +98,28 @@ def of_params(mesh: Mesh, shapes: Any, logical_axes: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(one, logical_axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def param_structs(
+    mesh: Mesh, shapes: Any, logical_axes: Any, dtype: DTypeLike | None = None
+) -> Any:
+    """Shapes, dtypes and shardings of a parameter tree, as readers of checkpoints want them.
+
+    Args:
+        mesh: the mesh.
+        shapes: nested dict of anything with a shape and a dtype.
+        logical_axes: as for `of_params`.
+        dtype: of every leaf; None: the one it has.
+
+    Returns:
+        A tree of jax.ShapeDtypeStruct.
+    """
+    layout = of_params(mesh, shapes, logical_axes)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=where),
+        shapes,
+        layout,
+    )
 
 
 def of_state(mesh: Mesh, state: Any, params: Any, param_shardings: Any) -> Any:

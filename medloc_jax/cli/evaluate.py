@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Score a checkpoint on a split, greedily, every example once.
 
-    medloc evaluate --workdir=RUN [--checkpoint=STEP_FOLDER] [--split=test] [--manifest=FILE]
+    medloc evaluate --workdir=RUN [--checkpoint=FOLDER] [--split=test] [--manifest=FILE]
                     [--out=DIR] [--config=configs/x.py]
 
 Reads the run's own configuration (or the one given) and its newest checkpoint, and writes to
-RUN/eval/<split>-<step>/. With other data or a checkpoint from elsewhere, --out says where to.
+RUN/eval/<split>-<step>/. With other data or a checkpoint from elsewhere (a step, another run, a
+Hugging Face folder), --out says where to.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
+from medloc_jax import config as configuration
 from medloc_jax import distributed
 
 
@@ -23,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
     # These import jax's backends, which must not happen before the line above.
     from medloc_jax import checkpoint
     from medloc_jax.cli import job as open_job
+    from medloc_jax.convert import parameters
     from medloc_jax.training import job as jobs
     from medloc_jax.training import programs
 
@@ -42,22 +45,29 @@ def main(argv: Sequence[str]) -> int:
             "--out=DIR is needed with --manifest or a checkpoint of another run: the run's own "
             "results would be replaced"
         )
-    config = given.config if given.config is not None else open_job.read_config(workdir)
+    config = given.config if given.config is not None else configuration.read(workdir)
     split = given.split or config.eval.final_split or config.eval.split
     if given.manifest:
         config.data.manifest = given.manifest
+    if given.checkpoint and not config.model.init_from:
+        config.model.init_from = given.checkpoint  # so that its tokenizer is found
+    open_job.resolve(config)
     open_job.use_compilation_cache()
     job = open_job.open_job(config, workdir, only_split=split)
     like = open_job.params_struct(job.model, job.mesh)
-    restored = checkpoint.load_items(given.checkpoint or str(workdir), {"params": like})
+    source = given.checkpoint or str(workdir)
+    if parameters.is_hf_folder(source):
+        step, params = 0, parameters.load(source, job.model.config, like)
+    else:
+        restored = checkpoint.load_items(source, {"params": like})
+        step, params = restored.step, restored.arrays["params"]
     evaluate = jobs.Evaluator(job, programs.encode_program(job.model, job.mesh))
-    params = restored.arrays["params"]
     compiled = programs.compile_all(evaluate.tasks(params), job.buckets)
     out = Path(given.out) if given.out else None
-    measures = evaluate(params, split, restored.step, out=out)
+    measures = evaluate(params, split, step, out=out)
     if distributed.is_primary():
         print(compiled)
         for name, value in measures.items():
             print(f"{name} {value:.4f}")
-        print(f"written to {out or workdir / 'eval' / f'{split}-{restored.step}'}")
+        print(f"written to {out or workdir / 'eval' / f'{split}-{step}'}")
     return 0

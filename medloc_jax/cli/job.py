@@ -3,7 +3,6 @@
 """From a configuration to a job: model, tokenizer, examples, shapes, initial weights."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +16,12 @@ from ml_collections import config_flags
 from medloc_jax import checkpoint, distributed, sharding
 from medloc_jax import config as configuration
 from medloc_jax.cli import validate
+from medloc_jax.convert import parameters
 from medloc_jax.data import batching, examples, pipeline, synthetic
 from medloc_jax.model import config as model_config
 from medloc_jax.model import geometry, processor, qwen2_5_vl, tokenizer
 from medloc_jax.training import job as jobs
 from medloc_jax.training import state as states
-
-CONFIG_FILE = "config.json"
 
 
 def parse(argv: Sequence[str], verb: str, define: Callable[[flags.FlagValues], None]) -> Any:
@@ -56,24 +54,18 @@ def use_compilation_cache() -> None:
     )
 
 
-def read_config(workdir: Path) -> Any:
-    """The configuration that a run was started with.
+def resolve(config: Any) -> None:
+    """Fills in what a configuration leaves to its weights: the tokenizer that came with them."""
+    if not config.model.tokenizer:
+        config.model.tokenizer = _tokenizer_folder(config)
 
-    Raises:
-        ValueError: if the folder is not a run's.
-    """
-    path = workdir / CONFIG_FILE
-    if not path.is_file():
-        raise ValueError(f"{workdir} has no {CONFIG_FILE}: it is not the folder of a run")
-    resolved = configuration.default_config()
-    try:
-        resolved.update(_tuples(json.loads(path.read_text(encoding="utf-8"))))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{path} is not a configuration of this version ({reason}): mend or remove it"
-        ) from error
-    return resolved
+
+def _tokenizer_folder(config: Any) -> str:
+    for source in (config.model.preset, config.model.init_from):
+        if (Path(source) / "tokenizer_config.json").is_file():
+            return source
+    run = configuration.find_run(config.model.init_from) if config.model.init_from else None
+    return configuration.read(run).model.tokenizer if run else ""
 
 
 def write_config(config: Any, workdir: Path) -> None:
@@ -82,10 +74,10 @@ def write_config(config: Any, workdir: Path) -> None:
     Raises:
         ValueError: naming what differs.
     """
-    path = workdir / CONFIG_FILE
+    path = workdir / configuration.FILE
     # Without a checkpoint there is nothing to lose: a start that failed may be corrected.
     if path.is_file() and checkpoint.is_checkpoint(workdir):
-        validate.check_same_run(read_config(workdir), config, workdir)
+        validate.check_same_run(configuration.read(workdir), config, workdir)
     if distributed.is_primary():
         workdir.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -183,21 +175,12 @@ def initial_params(
         return states.fresh(model, mesh, config.seed)
     if not Path(source).exists():
         raise ValueError(f"model.init_from={source}: there is no such folder")
-    if not checkpoint.is_checkpoint(source):
-        raise ValueError(
-            f"model.init_from={source} holds no checkpoint: give the workdir of a run, its "
-            "checkpoints folder, or one of its step folders"
-        )
-    return checkpoint.load_item(source, "params", params_struct(model, mesh))
+    return parameters.load(source, model.config, params_struct(model, mesh))
 
 
 def params_struct(model: qwen2_5_vl.Model, mesh: jax.sharding.Mesh) -> qwen2_5_vl.Params:
     """Shapes and shardings of a whole parameter tree, as the checkpointer wants them."""
-    shapes = model.abstract_params()
-    layout = sharding.of_params(mesh, shapes, model.logical_axes())
-    return jax.tree.map(
-        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, layout
-    )
+    return sharding.param_structs(mesh, model.abstract_params(), model.logical_axes())
 
 
 def _examples(config: Any, workdir: Path, only_split: str) -> dict[str, list[examples.Example]]:
@@ -220,12 +203,3 @@ def _examples(config: Any, workdir: Path, only_split: str) -> dict[str, list[exa
         return {"train": train, only_split: examples.select(rows, only_split)}
     needed = {"train", config.eval.split, config.eval.final_split} - {""}
     return {split: examples.select(rows, split) for split in sorted(needed)}
-
-
-def _tuples(value: Any) -> Any:
-    """JSON lists back to the tuples that they were."""
-    if isinstance(value, dict):
-        return {name: _tuples(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return tuple(_tuples(one) for one in value)
-    return value

@@ -21,6 +21,8 @@ VERBS = {
     "prepare": ("medloc_jax.cli.prepare", "make a data set folder with a manifest"),
     "train": ("medloc_jax.cli.train", "SFT or GRPO, as the config says; goes on where it stopped"),
     "evaluate": ("medloc_jax.cli.evaluate", "score a checkpoint on a split"),
+    "predict": ("medloc_jax.cli.predict", "one image and one sentence in, a box out"),
+    "convert": ("medloc_jax.cli.convert", "Hugging Face folder to checkpoint, and back"),
     "report": ("medloc_jax.cli.report", "tables and plots of one or many runs"),
     "curriculum": ("medloc_jax.cli.curriculum", "replay a reward schedule over logged IoUs"),
 }
@@ -71,7 +73,8 @@ def _run(verb: str, rest: list[str]) -> int:
         print((module.__doc__ or "").strip())
         return 0
     config_file = _config_file(rest)
-    if config_file and not Path(config_file).is_file():
+    # A variant may follow the name: configs/x.py:variant.
+    if config_file and not Path(re.sub(r"(\.py):.*", r"\1", config_file)).is_file():
         # ml_collections would only tell when the config is first read, and not its name.
         raise FileNotFoundError(f"--config={config_file}: there is no such file")
     return module.main(rest)

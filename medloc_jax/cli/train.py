@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     given = jobs.parse(argv, "train", define)
     workdir = Path(given.workdir)
     jobs.use_compilation_cache()
+    jobs.resolve(given.config)
     job = jobs.open_job(given.config, workdir)
     jobs.write_config(given.config, workdir)
     if given.config.method == "sft":

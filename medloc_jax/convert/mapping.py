@@ -25,10 +25,12 @@ from medloc_jax.model import config as model_config
 
 Shape = tuple[int, ...]
 
+_STRIPE = 16  # columns of a transposed copy
+
 # In-memory prefix -> published prefix. The first that matches is used, once.
 _PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
-_EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,20 +41,26 @@ class Transform:
         name: for messages.
         to_ours: Hugging Face's array -> ours. A view where numpy allows one.
         to_hf: the inverse, given the shape that Hugging Face wants.
+        rows_axis: the axis of ours along which Hugging Face's rows (axis 0) lie. A block of rows
+            transforms like the whole, so that both directions can go block by block.
     """
 
     name: str
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_hf: Callable[[np.ndarray, Shape], np.ndarray]
+    rows_axis: int
 
 
-KEEP = Transform("keep", lambda x: x, lambda x, shape: x)
+KEEP = Transform("keep", lambda x: x, lambda x, shape: x, rows_axis=0)
 # torch's Linear stores [out, in]; a kernel is [in, out].
-TRANSPOSE = Transform("transpose", lambda x: x.T, lambda x, shape: x.T)
+TRANSPOSE = Transform("transpose", lambda x: x.T, lambda x, shape: x.T, rows_axis=1)
 # The patch convolution has stride = kernel, so it is a matrix on flattened (channel, time, row,
 # column) patches, which is the order of `pixel_values`.
 FLATTEN_CONV = Transform(
-    "flatten_conv", lambda x: x.reshape(x.shape[0], -1).T, lambda x, shape: x.T.reshape(shape)
+    "flatten_conv",
+    lambda x: x.reshape(x.shape[0], -1).T,
+    lambda x, shape: x.T.reshape(shape),
+    rows_axis=1,
 )
 
 
@@ -145,7 +153,7 @@ ROWS: tuple[Row, ...] = (
     Row("visual.merger.mlp.0.bias", "visual.merger.mlp_0.bias", KEEP, ("vm",)),
     Row("visual.merger.mlp.2.weight", "visual.merger.mlp_2.kernel", TRANSPOSE, ("vout", "vm")),
     Row("visual.merger.mlp.2.bias", "visual.merger.mlp_2.bias", KEEP, ("vout",)),
-    Row(_EMBEDDING, "language_model.embed_tokens.embedding", KEEP, ("v", "d")),
+    Row(EMBEDDING, "language_model.embed_tokens.embedding", KEEP, ("v", "d")),
     Row(f"{_LL}.input_layernorm.weight", f"{_OURS_LL}.input_layernorm.scale", KEEP, ("d",)),
     Row(f"{_LL}.self_attn.q_proj.weight", f"{_OURS_LL}.self_attn.q_proj.kernel", TRANSPOSE,
         ("q", "d")),
@@ -164,18 +172,18 @@ ROWS: tuple[Row, ...] = (
     Row(f"{_LL}.mlp.up_proj.weight", f"{_OURS_LL}.mlp.up_proj.kernel", TRANSPOSE, ("f", "d")),
     Row(f"{_LL}.mlp.down_proj.weight", f"{_OURS_LL}.mlp.down_proj.kernel", TRANSPOSE, ("d", "f")),
     Row("model.norm.weight", "language_model.norm.scale", KEEP, ("d",)),
-    Row(_HEAD, "lm_head.kernel", TRANSPOSE, ("v", "d")),
+    Row(HEAD, "lm_head.kernel", TRANSPOSE, ("v", "d")),
 )
 # fmt: on
 
 _PATTERNS = tuple((row.pattern(), row) for row in ROWS)
-_EMBEDDING_ROW = next(row for row in ROWS if row.hf_name == _EMBEDDING)
+_EMBEDDING_ROW = next(row for row in ROWS if row.hf_name == EMBEDDING)
 
 
 def rows(config: model_config.ModelConfig) -> tuple[Row, ...]:
     """The rows that hold a tensor of this config: all, without the head when it is tied."""
     tied = config.text.tie_word_embeddings
-    return tuple(row for row in ROWS if not (tied and row.hf_name == _HEAD))
+    return tuple(row for row in ROWS if not (tied and row.hf_name == HEAD))
 
 
 def expected_shapes(config: model_config.ModelConfig) -> dict[str, Shape]:
@@ -187,9 +195,16 @@ def hf_shapes(config: model_config.ModelConfig) -> dict[str, Shape]:
     """The published names of a config's tensors, in table order, and their shapes."""
     shapes = {}
     for row in rows(config):
-        for layer in _layers(row, config):
-            shapes[row.hf_name.format(layer=layer)] = row.hf_shape(config)
+        for _, name in places(row, config):
+            shapes[name] = row.hf_shape(config)
     return shapes
+
+
+def places(row: Row, config: model_config.ModelConfig) -> tuple[tuple[int | None, str], ...]:
+    """The layers of a row and the published names of their tensors; (None, name) if not stacked."""
+    layers = row.num_layers(config)
+    numbers = (None,) if layers is None else range(layers)
+    return tuple((layer, row.hf_name.format(layer=layer)) for layer in numbers)
 
 
 def published_name(hf_name: str) -> str:
@@ -198,6 +213,59 @@ def published_name(hf_name: str) -> str:
         if hf_name.startswith(prefix):
             return published + hf_name.removeprefix(prefix)
     return hf_name
+
+
+def check_tensors(
+    tensors: Mapping[str, Any], config: model_config.ModelConfig, where: str = "the checkpoint"
+) -> dict[str, str]:
+    """Checks names, shapes and dtypes of a whole checkpoint, without looking at any value.
+
+    Args:
+        tensors: name, published or in-memory -> anything with a shape and a dtype.
+        config: of the model.
+        where: what they come from, for messages.
+
+    Returns:
+        Published name -> the name it came by, in table order. The head of a tied model is among
+        them where it is given (last): the caller compares it with the embedding.
+
+    Raises:
+        ValueError: a key unknown, missing, or given twice (under two names); a wrong shape; layers
+            of one stack with unequal dtypes.
+    """
+    given: dict[str, str] = {}
+    dtypes: dict[str, tuple[np.dtype, str]] = {}
+    for name, tensor in tensors.items():
+        row, layer = _find(name, config)
+        published = row.hf_name.format(layer=layer)
+        if published in given:
+            raise ValueError(
+                f"tensor {published} is set twice, by {given[published]!r} and by {name!r}: keep "
+                "one"
+            )
+        given[published] = name
+        if tuple(tensor.shape) != row.hf_shape(config):
+            raise ValueError(
+                f"tensor {name} has shape {tuple(tensor.shape)}, the config asks for "
+                f"{row.hf_shape(config)}: use the config that the checkpoint was saved with"
+            )
+        # A tied head counts as the embedding, with which it will be compared.
+        path = target_of(name, config)[0]
+        dtype, first = dtypes.setdefault(path, (np.dtype(tensor.dtype), name))
+        if tensor.dtype != dtype:
+            raise ValueError(
+                f"tensor {name} is {tensor.dtype}, but {first} is {dtype}: save them in one dtype"
+            )
+    wanted = hf_shapes(config)
+    missing = [name for name in wanted if name not in given]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"tensor {', '.join(missing[:3])}{more} missing in {where}: complete it, or use the "
+            "config that it was saved with"
+        )
+    order = [*wanted, *(name for name in given if name not in wanted)]
+    return {name: given[name] for name in order}
 
 
 def target_of(hf_name: str, config: model_config.ModelConfig) -> tuple[str, int | None, Transform]:
@@ -217,7 +285,7 @@ def target_of(hf_name: str, config: model_config.ModelConfig) -> tuple[str, int 
         ValueError: a name that is not in the table, or a layer that the config does not have.
     """
     row, layer = _find(hf_name, config)
-    if row.hf_name == _HEAD and config.text.tie_word_embeddings:
+    if row.hf_name == HEAD and config.text.tie_word_embeddings:
         row = _EMBEDDING_ROW
     return row.path, layer, row.transform
 
@@ -225,11 +293,10 @@ def target_of(hf_name: str, config: model_config.ModelConfig) -> tuple[str, int 
 def from_hf(
     tensors: Mapping[str, Shaped[np.ndarray, "..."]], config: model_config.ModelConfig
 ) -> dict[str, Any]:
-    """Our nested parameters from Hugging Face's tensors; strict.
+    """Our nested parameters from Hugging Face's tensors, all in memory; strict.
 
     Args:
-        tensors: name -> array, names published or in-memory. Read one at a time, so a mapping that
-            loads lazily costs one tensor beside the result. Any dtype (bfloat16 by `ml_dtypes`).
+        tensors: name -> array, names published or in-memory. Any dtype (bfloat16 by `ml_dtypes`).
         config: of the model.
 
     Returns:
@@ -237,33 +304,29 @@ def from_hf(
         shares memory with `tensors`.
 
     Raises:
-        ValueError: a key unknown, missing, or given twice (under two names); a wrong shape; layers
-            of one stack with unequal dtypes; a tied head that differs from the embedding.
+        ValueError: as `check_tensors`; a tied head that differs from the embedding.
     """
-    tied = config.text.tie_word_embeddings
+    given = check_tensors(tensors, config)
     flat: dict[str, np.ndarray] = {}
-    seen: dict[str, str] = {}  # published name -> the name it came by
-    for name in tensors:
-        row, layer = _find(name, config)
-        published = row.hf_name.format(layer=layer)
-        if published in seen:
-            raise ValueError(
-                f"tensor {published} is set twice, by {seen[published]!r} and by {name!r}: keep one"
-            )
-        seen[published] = name
-        if tied and row.hf_name == _HEAD:
-            continue
-        _write(flat, row, layer, name, tensors[name], config)
-    missing = [name for name in hf_shapes(config) if name not in seen]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ValueError(
-            f"tensor {', '.join(missing[:3])}{more} missing: complete the checkpoint, or use the "
-            "config that it was saved with"
-        )
-    if tied and _HEAD in seen:
-        _check_tied_head(tensors[seen[_HEAD]], flat[_EMBEDDING_ROW.path], seen[_HEAD])
+    for row in rows(config):
+        for layer, name in places(row, config):
+            array = tensors[given[name]]
+            if row.path not in flat:
+                flat[row.path] = np.empty(row.our_shape(config), array.dtype)
+            flat[row.path][... if layer is None else layer] = row.transform.to_ours(array)
+    if config.text.tie_word_embeddings and HEAD in given:
+        head, embedding = tensors[given[HEAD]], flat[_EMBEDDING_ROW.path]
+        if not np.array_equal(head, embedding):
+            raise ValueError(tied_head_differs(given[HEAD]))
     return nest(flat)
+
+
+def tied_head_differs(name: str) -> str:
+    """What to tell who gives a head that differs from the embedding it is tied to."""
+    return (
+        f"tensor {name} differs from the embedding, but the config ties them: set "
+        "tie_word_embeddings to false, or remove it"
+    )
 
 
 def iter_hf(
@@ -290,10 +353,10 @@ def iter_hf(
                 f"parameter {path} has shape {tuple(flat[path].shape)}, the config asks for {shape}"
             )
     for row in rows(config):
-        for layer in _layers(row, config):
+        for layer, name in places(row, config):
             ours = flat[row.path] if layer is None else flat[row.path][layer]
             array = row.transform.to_hf(np.asarray(ours), row.hf_shape(config))
-            yield row.hf_name.format(layer=layer), np.ascontiguousarray(array)
+            yield name, np.ascontiguousarray(array)
 
 
 def to_hf(
@@ -305,6 +368,20 @@ def to_hf(
         ValueError: as `iter_hf`.
     """
     return dict(iter_hf(params, config))
+
+
+def copy_into(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source`, three to five times as fast where the source is a transposed view.
+
+    In narrow stripes along the last axis, the cache lines that one row of the source shares with
+    the next are still there; dtypes are converted while a stripe is in the order it was read in.
+    """
+    if source.ndim < 2 or source.strides[-1] == source.itemsize:
+        target[...] = source
+        return
+    for start in range(0, source.shape[-1], _STRIPE):
+        stripe = source[..., start : start + _STRIPE]
+        target[..., start : start + _STRIPE] = stripe.astype(target.dtype, order="K", copy=False)
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,11 +407,6 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def _layers(row: Row, config: model_config.ModelConfig) -> tuple[int | None, ...]:
-    layers = row.num_layers(config)
-    return (None,) if layers is None else tuple(range(layers))
-
-
 def _find(hf_name: str, config: model_config.ModelConfig) -> tuple[Row, int | None]:
     published = published_name(hf_name)
     for pattern, row in _PATTERNS:
@@ -352,36 +424,3 @@ def _find(hf_name: str, config: model_config.ModelConfig) -> tuple[Row, int | No
             )
         return row, layer
     raise ValueError(f"tensor {hf_name} is no Qwen2.5-VL tensor: remove it from the checkpoint")
-
-
-def _write(
-    flat: dict[str, np.ndarray],
-    row: Row,
-    layer: int | None,
-    name: str,
-    array: np.ndarray,
-    config: model_config.ModelConfig,
-) -> None:
-    """Checks one tensor and puts it in its place, making the stacked array at its first layer."""
-    if tuple(array.shape) != row.hf_shape(config):
-        raise ValueError(
-            f"tensor {name} has shape {tuple(array.shape)}, the config asks for "
-            f"{row.hf_shape(config)}: use the config that the checkpoint was saved with"
-        )
-    if row.path not in flat:
-        flat[row.path] = np.empty(row.our_shape(config), array.dtype)
-    target = flat[row.path]
-    if array.dtype != target.dtype:
-        raise ValueError(
-            f"tensor {name} is {array.dtype}, other layers are {target.dtype}: save them in one "
-            "dtype"
-        )
-    target[... if layer is None else layer] = row.transform.to_ours(array)
-
-
-def _check_tied_head(head: np.ndarray, embedding: np.ndarray, name: str) -> None:
-    if not np.array_equal(head, embedding):
-        raise ValueError(
-            f"tensor {name} differs from the embedding, but the config ties them: "
-            "set tie_word_embeddings to false, or remove it"
-        )

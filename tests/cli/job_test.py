@@ -44,11 +44,11 @@ def test_a_stray_argument_is_refused():
 def test_a_configuration_comes_back_from_its_file(tmp_path):
     config = _parse("--config.data.augment=('hflip',)", "--config.seed=3")
     jobs.write_config(config, tmp_path)
-    assert jobs.read_config(tmp_path).to_dict() == config.to_dict()
+    assert configuration.read(tmp_path).to_dict() == config.to_dict()
     jobs.write_config(config, tmp_path)  # the same run again
     corrected = _parse("--config.seed=2")
     jobs.write_config(corrected, tmp_path)  # nothing was saved yet: a mistake may be mended
-    assert jobs.read_config(tmp_path).seed == 2
+    assert configuration.read(tmp_path).seed == 2
     jobs.write_config(config, tmp_path)
     saver = checkpoint.Checkpointer(tmp_path / "checkpoints", keep_last=1, keep_best=0)
     saver.save(1, {"params": {"kernel": np.zeros(2)}}, {})
@@ -57,7 +57,7 @@ def test_a_configuration_comes_back_from_its_file(tmp_path):
         jobs.write_config(_parse("--config.data.augment=('hflip',)", "--config.seed=4"), tmp_path)
     assert (tmp_path / "config.json").read_bytes() == before
     with pytest.raises(ValueError, match="it is not the folder of a run"):
-        jobs.read_config(tmp_path / "nothing")
+        configuration.read(tmp_path / "nothing")
 
 
 def test_a_job_is_what_its_configuration_says(tmp_path):
@@ -120,7 +120,7 @@ def test_parameters_that_cannot_be_read_are_named(tmp_path):
     mesh, model = small_runs.one_device(), small_runs.MODEL
     with pytest.raises(ValueError, match="model.init_from=.*/no: there is no such folder"):
         jobs.initial_params(_Config(tmp_path / "no"), model, mesh)
-    with pytest.raises(ValueError, match="holds no checkpoint: give the workdir of a run"):
+    with pytest.raises(ValueError, match="holds no parameters: give a Hugging Face folder"):
         jobs.initial_params(_Config(tmp_path), model, mesh)
     saver = checkpoint.Checkpointer(tmp_path / "checkpoints", keep_last=1, keep_best=0)
     saver.save(7, {"params": small_runs.params()}, {})

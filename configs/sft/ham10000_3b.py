@@ -1,0 +1,28 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""SFT, the baseline of the same budget: answers only, on HAM10000 from Qwen2.5-VL-3B-Instruct.
+
+medloc train --config=configs/sft/ham10000_3b.py --workdir=runs/ham10000_3b_sft \
+    --config.model.init_from=checkpoints/Qwen2.5-VL-3B-Instruct
+
+`medloc prepare ham10000` writes the manifest (8,012 / 2,003 images by the paper's Table 5); the
+tokenizer comes from `model.init_from`.
+
+Hardware: one H200 (141 GB) or the paper's 4 x H800 (80 GB). Memory: 51 GB over all devices for
+weights, moments, gradients (computed from the sizes; activations and caches come on top). Not run
+on a GPU by the authors.
+
+To expect: a loss that falls from the first steps; the learning rate of 1e-6 is the paper's, and
+8,012 images are seen 1.0 times.
+"""
+
+from medloc_jax.config import paper_config
+
+
+def get_config():
+    """Returns the experiment."""
+    config = paper_config("sft")
+    config.model.preset = "3b"
+    config.data.manifest = "data/ham10000/manifest.jsonl"
+    config.optim.total_steps = 5007  # 5 epochs of 8,012 images, 8 a step
+    return config

@@ -1,0 +1,28 @@
+# SPDX-FileCopyrightText: The medloc_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""SFT, the baseline of the same budget: answers only, on HEEL from Qwen2.5-VL-3B-Instruct.
+
+medloc train --config=configs/sft/heel_3b.py --workdir=runs/heel_3b_sft \
+    --config.model.init_from=checkpoints/Qwen2.5-VL-3B-Instruct
+
+`medloc prepare heel` writes the manifest (3,164 / 792 images by the paper's Table 5); the
+tokenizer comes from `model.init_from`.
+
+Hardware: one H200 (141 GB) or the paper's 4 x H800 (80 GB). Memory: 51 GB over all devices for
+weights, moments, gradients (computed from the sizes; activations and caches come on top). Not run
+on a GPU by the authors.
+
+To expect: a loss that falls from the first steps; the learning rate of 1e-6 is the paper's, and
+3,164 images are seen 2.5 times.
+"""
+
+from medloc_jax.config import paper_config
+
+
+def get_config():
+    """Returns the experiment."""
+    config = paper_config("sft")
+    config.model.preset = "3b"
+    config.data.manifest = "data/heel/manifest.jsonl"
+    config.optim.total_steps = 1977  # 5 epochs of 3,164 images, 8 a step
+    return config
