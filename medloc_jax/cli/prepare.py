@@ -80,7 +80,10 @@ DATASETS = {
         heel.read,
         query="calcaneus",
         split="paper",
-        options={"boxes": "format of the boxes: yolo, voc, coco or csv; detected if empty"},
+        options={
+            "boxes": "format of the boxes: yolo, voc, coco or csv; detected if empty",
+            **_COLUMNS,
+        },
         licence="HEEL: that of the place where you got it.",
     ),
     "tn3k": DataSet(

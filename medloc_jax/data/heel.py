@@ -66,7 +66,7 @@ def detect(source: Path) -> str:
 
 
 def read(
-    source: Path, refused: annotated.Refusals, *, boxes: str = ""
+    source: Path, refused: annotated.Refusals, *, boxes: str = "", columns: str = ""
 ) -> list[annotated.AnnotatedImage]:
     """Reads HEEL in whichever layout it is.
 
@@ -74,6 +74,7 @@ def read(
         source: its folder.
         refused: gets every file and line that cannot be used.
         boxes: the format of the boxes, an entry of FORMATS; "": detected.
+        columns: as in `csv_boxes.read`, for boxes in CSV.
 
     Raises:
         ValueError: no boxes, or several formats without a choice; the first refusal, when strict.
@@ -83,12 +84,12 @@ def read(
     name = boxes or detect(source)
     if not boxes:
         refused.note(f"The boxes were found to be in the format {name}.")
-    images = _read_boxes(name, source, refused)
+    images = _read_boxes(name, source, refused, columns)
     return [_with_class(image, source) for image in images]
 
 
 def _read_boxes(
-    name: str, source: Path, refused: annotated.Refusals
+    name: str, source: Path, refused: annotated.Refusals, columns: str
 ) -> list[annotated.AnnotatedImage]:
     """Boxes of any format; each class may have annotation files of its own."""
     if name == "yolo":
@@ -97,7 +98,9 @@ def _read_boxes(
         return voc.read(source, refused)
     if name == "coco":
         return coco.collect(coco.find_files(source), source, refused)
-    return csv_boxes.collect(csv_boxes.find_files(source), source, refused)
+    return csv_boxes.collect(
+        csv_boxes.find_files(source, columns=columns), source, refused, columns=columns
+    )
 
 
 def class_of(*names: str) -> str | None:

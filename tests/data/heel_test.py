@@ -102,6 +102,17 @@ def test_the_class_of_the_boxes_where_the_path_has_none(tmp_path):
     assert [image.targets[0].label for image in found] == ["Normal", "Sever", "calcaneus"]
 
 
+def test_boxes_as_fractions_in_a_csv_need_their_unit(tmp_path):
+    draw(tmp_path, "Normal/1.png")
+    (tmp_path / "boxes.csv").write_text("image,x1,y1,x2,y2\n1.png,0.25,0.5,0.75,1.0\n")
+    with pytest.raises(ValueError, match="--columns=units=unit"):
+        heel.read(tmp_path, annotated.Refusals())
+    (found,) = heel.read(tmp_path, annotated.Refusals(strict=True), columns="units=unit")
+    x1, y1, x2, y2 = found.targets[0].box_px
+    assert (x1, x2) == (found.width / 4, found.width * 3 / 4)
+    assert (y1, y2) == (found.height / 2, found.height) and found.label == "Normal"
+
+
 @pytest.mark.parametrize(
     ("names", "label"),
     [
