@@ -4,9 +4,11 @@ import os
 
 import pytest
 import small_runs
+from safetensors.numpy import save_file
 
 from medloc_jax import checkpoint
 from medloc_jax.cli import main
+from medloc_jax.convert import mapping
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,15 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     saver = checkpoint.Checkpointer(folder / "checkpoints", keep_last=1, keep_best=0)
     saver.save(0, {"params": small_runs.params()}, {})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hf_weights(tmp_path_factory):
+    """The same weights as a Hugging Face folder."""
+    folder = small_runs.write_preset(tmp_path_factory.mktemp("hf_weights"))
+    tensors = mapping.to_hf(small_runs.params(), small_runs.SIZES)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 

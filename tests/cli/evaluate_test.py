@@ -38,16 +38,20 @@ def test_the_newest_checkpoint_scores_what_its_run_logged(run, sft_run, capsys):
     assert {"a50", "a80", "map", "miou", "valid_rate"} <= metrics.keys()
 
 
-def test_another_checkpoint_under_a_config_goes_where_out_says(run, preset, weights, tmp_path):
+def test_another_checkpoint_under_a_config_goes_where_out_says(
+    run, preset, weights, hf_weights, tmp_path
+):
     argv = small_runs.arguments("evaluate", tmp_path / "run", preset, rl__max_completion_tokens=16)
     scores = []
-    for name, source in [("before", weights), ("after", run / "checkpoints/2")]:
+    sources = {"before": weights, "published": hf_weights, "after": run / "checkpoints/2"}
+    for name, source in sources.items():
         out = tmp_path / name
         flags = [f"--checkpoint={source}", "--split=test", f"--out={out}"]
         assert main.main([*argv, *flags]) == 0
         scores.append(_predictions(out))
         assert json.loads((out / "metrics.json").read_text())["num_examples"] == 8
-    before, after = scores
+    before, published, after = scores
+    assert published == before  # the same weights in Hugging Face's form
     assert [line["id"] for line in before] == [line["id"] for line in after]
     assert before != after  # two steps of training lie between them
 

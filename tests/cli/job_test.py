@@ -12,6 +12,7 @@ from medloc_jax import checkpoint, sharding
 from medloc_jax import config as configuration
 from medloc_jax.cli import job as jobs
 from medloc_jax.model import config as model_config
+from medloc_jax.model import tokenizer
 
 
 def _parse(*overrides):
@@ -127,3 +128,30 @@ def test_parameters_that_cannot_be_read_are_named(tmp_path):
     other = type(model)(model_config.preset("tiny"))
     with pytest.raises(ValueError, match="has shape .* belongs to another model"):
         jobs.initial_params(_Config(tmp_path), other, mesh)
+
+
+def test_every_kind_of_folder_gives_the_same_weights(weights, hf_weights):
+    mesh, model = small_runs.one_device(), small_runs.MODEL
+    from_run = jobs.initial_params(_Config(weights), model, mesh)
+    published = jobs.initial_params(_Config(hf_weights), model, mesh)
+    jax.tree.map(np.testing.assert_array_equal, from_run, published)
+
+
+def test_the_tokenizer_is_that_of_the_weights(tmp_path, hf_weights):
+    own = tokenizer.load("", small_runs.SIZES)
+    folder = tmp_path / "published"
+    own.save(folder)
+    config = _parse(f"--config.model.init_from={folder}")
+    jobs.resolve(config)
+    assert config.model.tokenizer == str(folder)
+    # A run that starts from that run takes its tokenizer from there.
+    jobs.write_config(config, tmp_path / "run")
+    later = _parse(f"--config.model.init_from={tmp_path / 'run' / 'checkpoints' / '7'}")
+    jobs.resolve(later)
+    assert later.model.tokenizer == str(folder)
+    given = _parse("--config.model.tokenizer=elsewhere", f"--config.model.init_from={folder}")
+    jobs.resolve(given)
+    assert given.model.tokenizer == "elsewhere"
+    none = _parse(f"--config.model.init_from={hf_weights}")  # it has no tokenizer files
+    jobs.resolve(none)
+    assert none.model.tokenizer == ""
