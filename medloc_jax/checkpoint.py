@@ -41,6 +41,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint import future
 
 HOST_ITEM = "host"  # the JSON item's name; no tree of arrays may take it
 _TEMPORARY = ".orbax-checkpoint-tmp"  # orbax's own suffix of a folder that is being written
@@ -541,7 +542,14 @@ class _BlocksHandler(ocp.type_handlers.NumpyHandler):
         infos: Sequence[Any],
         args: Sequence[Any] | None = None,
     ) -> Sequence[Any]:
-        """Writes all of it before it returns: there is no copy that could be written later."""
+        """Starts the writing."""
+        # Not before orbax has made the folder: this future waits for it.
+        writing = future.CommitFutureAwaitingContractedSignals(
+            self._write_blocks(values, infos), name="blocks"
+        )
+        return [writing]
+
+    async def _write_blocks(self, values: Sequence[Any], infos: Sequence[Any]) -> None:
         writes: deque[tuple[int, Any]] = deque()
         for value, info in zip(values, infos, strict=True):
             await info.await_path_creation()
@@ -562,7 +570,6 @@ class _BlocksHandler(ocp.type_handlers.NumpyHandler):
                     await writes.popleft()[1]
         for _, write in writes:
             await write
-        return []
 
 
 def _open_arrays(folder: Path) -> dict[str, StoredArray]:

@@ -330,3 +330,58 @@ def test_the_stored_record_is_plain_json(tmp_path):
     _open(tmp_path).save(1, {"params": _params()}, {"seed": 42}, {"best": 0.5})
     record = json.loads((tmp_path / "1" / "host" / "metadata").read_text())
     assert record["host_state"] == {"seed": 42} and record["items"] == {"params": 2}
+
+
+def _blocks(array, chunk_shape, rows):
+    """`array` in blocks of so many rows."""
+
+    def blocks():
+        for start in range(0, len(array), rows):
+            yield (start, *[0] * (array.ndim - 1)), array[start : start + rows]
+
+    return checkpoint.Blocks(array.shape, array.dtype, chunk_shape, blocks)
+
+
+def test_what_is_saved_in_blocks_is_an_ordinary_checkpoint(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"a": rng.normal(size=(10, 6)), "b": {"c": rng.normal(size=(3, 5, 4))}}
+    tree = {
+        "a": _blocks(arrays["a"], (4, 3), 4),
+        "b": {"c": _blocks(arrays["b"]["c"].transpose(0, 2, 1), (1, 4, 5), 1)},
+    }
+    checkpoint.save_blocks(tmp_path / "checkpoints" / "5", "params", tree, {"x": 1})
+    arrays["b"]["c"] = arrays["b"]["c"].transpose(0, 2, 1)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), arrays)
+    restored = checkpoint.load_items(tmp_path, {"params": like})
+    assert restored.step == 5 and restored.host_state == {"x": 1}
+    wanted = jax.tree.map(lambda x: x.astype(np.float32), arrays)
+    _assert_equal(restored.arrays["params"], wanted)
+
+
+def test_parts_of_a_saved_array_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 100)
+    stacked = np.arange(2 * 8 * 6, dtype=np.float32).reshape(2, 8, 6)
+    arrays = {"params": {"x": {"y": stacked}, "z": np.ones(3, np.float32)}}
+    _open(tmp_path / "checkpoints").save(1, arrays, {"seed": 7})
+    opened = checkpoint.open_item(tmp_path, "params")
+    assert opened.arrays.keys() == {"x.y", "z"}
+    assert (opened.step, opened.host_state) == (1, {"seed": 7})
+    assert opened.folder == tmp_path / "checkpoints" / "1"
+    stored = opened.arrays["x.y"]
+    assert stored.shape == (2, 8, 6) and stored.dtype == np.float32
+    # Layer by layer, and no chunk larger than asked.
+    assert stored.chunk_shape[0] == 1 and 4 * np.prod(stored.chunk_shape) <= 100
+    box = [(1, 2), (3, 7), (2, 6)]
+    np.testing.assert_array_equal(stored.read(box), stacked[1:2, 3:7, 2:6])
+
+
+def test_an_item_that_is_not_there_or_damaged_is_named(tmp_path):
+    saver = _open(tmp_path)
+    saver.save(1, _arrays(), {})
+    saver.save(2, _arrays(), {})
+    (tmp_path / "2" / "params" / "manifest.ocdbt").unlink()
+    assert checkpoint.open_item(tmp_path, "params").step == 1
+    with pytest.raises(ValueError, match="it has no item 'paramz', only .*params"):
+        checkpoint.open_item(tmp_path, "paramz")
+    with pytest.raises(ValueError, match="holds no checkpoint: give a workdir"):
+        checkpoint.open_item(tmp_path / "1" / "params", "params")

@@ -181,8 +181,9 @@ def _config_file(step_folder: Path, base: str) -> Path:
 
 def _prompt(run: side_files.Run) -> str:
     """A user text of the run's template, for the model card."""
-    template = prompts.TEMPLATES.get(run.content["data"].get("template", ""))
-    return template.user_text("skin lesion", "") if template else "(unknown template)"
+    if run.template not in prompts.TEMPLATES:
+        raise ValueError(f"the run's data.template {run.template!r} is unknown to this version")
+    return prompts.TEMPLATES[run.template].user_text("skin lesion", "")
 
 
 def _verified(

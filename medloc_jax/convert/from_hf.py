@@ -61,8 +61,9 @@ def _leaf(
         for layer, name in places:
             tensor = tensors[name]
             for start, stop in tensor.blocks(multiple_of=chunk[axis]):
-                block = tensor.read(start, stop).astype(stored, copy=False)
-                block = row.transform.to_ours(block)
+                block = tensor.read(start, stop)
+                mapping.check_range(block, stored, name)
+                block = row.transform.to_ours(block.astype(stored, copy=False))
                 begin = tuple(start if i == axis else 0 for i in range(block.ndim))
                 if layer is None:
                     yield begin, block

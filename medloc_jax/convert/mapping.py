@@ -384,6 +384,21 @@ def copy_into(target: np.ndarray, source: np.ndarray) -> None:
         target[..., start : start + _STRIPE] = stripe.astype(target.dtype, order="K", copy=False)
 
 
+def check_range(values: np.ndarray, dtype: np.dtype, name: str) -> None:
+    """Refuses to turn numbers into infinities.
+
+    Raises:
+        ValueError: float16 is asked for, and the tensor has values beyond it.
+    """
+    if dtype != np.float16 or values.dtype == np.float16:
+        return
+    largest = float(np.abs(values).max())
+    if np.isfinite(largest) and largest > float(np.finfo(np.float16).max):
+        raise ValueError(
+            f"tensor {name} has a value of {largest:.3g}, which float16 cannot hold: use bfloat16"
+        )
+
+
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dict -> {dotted path: leaf}."""
     flat: dict[str, Any] = {}

@@ -8,8 +8,9 @@ columns.
 
 Orbax has a reader of such folders too (`SafetensorsLayout`). It gives one array per layer, as
 published, so that stacking and transposing hold everything twice. Measured on the 3B's shapes in
-bfloat16 (7.0 GiB; 2 cores; checkpoints/README.md has the command): ours 0.07 GiB above the
-parameters themselves, orbax's and stacking 9 to 13 GiB, in two to five times the time.
+bfloat16 (7.0 GiB, 2 cores, benchmarks/load_parameters.py): on one device ours takes 44 s and 0.06
+GiB above the parameters themselves, orbax's 57 s and 9.7 GiB; on eight, 27 s and 0.07 GiB against
+168 s and 13 GiB.
 """
 
 import functools
@@ -182,5 +183,5 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype, device: Any) -> jax.Array:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _update(array: jax.Array, block: jax.Array, start: tuple[np.int32, ...]) -> jax.Array:
+def _update(array: jax.Array, block: jax.Array, start: tuple[Any, ...]) -> jax.Array:
     return jax.lax.dynamic_update_slice(array, block, start)

@@ -46,6 +46,8 @@ class Run:
         tokenizer: its folder; "" is the small models' own.
         min_pixels: smallest area of a resized image, px^2.
         max_pixels: largest.
+        template: the prompt and answer format.
+        max_completion_tokens: the longest answer.
     """
 
     content: dict[str, Any]
@@ -54,6 +56,8 @@ class Run:
     tokenizer: str
     min_pixels: int
     max_pixels: int
+    template: str
+    max_completion_tokens: int
 
 
 def read_run(path: Path) -> Run | None:
@@ -74,6 +78,8 @@ def read_run(path: Path) -> Run | None:
             str(model["tokenizer"]),
             int(data["min_pixels"]),
             int(data["max_pixels"]),
+            str(data["template"]),
+            int(content["rl"]["max_completion_tokens"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -84,7 +90,8 @@ def read_run(path: Path) -> Run | None:
 
 def copy_published(source: Path, target: Path) -> list[str]:
     """Copies everything that belongs beside the weights, config.json included; their names."""
-    names = ("config.json", "generation_config.json", "README.md", *_TOKENIZER, *_PROCESSOR)
+    ours = ("README.md", TRAINING_FILE)
+    names = ("config.json", "generation_config.json", *ours, *_TOKENIZER, *_PROCESSOR)
     return _copy(source, target, (*names, *_LEGAL))
 
 
@@ -145,8 +152,8 @@ def write_for_run(
     }
     write_json(target / "generation_config.json", decoding)
     asked = {
-        "template": run.content["data"]["template"],
-        "max_completion_tokens": run.content["rl"]["max_completion_tokens"],
+        "template": run.template,
+        "max_completion_tokens": run.max_completion_tokens,
     }
     write_json(target / TRAINING_FILE, asked)
 

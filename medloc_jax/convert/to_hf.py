@@ -86,6 +86,7 @@ def write(
                 part = row.transform.to_hf(ours, (rows[1] - rows[0], *width))
                 name = places[layer][1]
                 ready = np.empty(part.shape, writer.tensors[name].dtype)
+                mapping.check_range(part, ready.dtype, name)
                 mapping.copy_into(ready, part)
                 writer.write(name, rows[0], ready, columns)
                 progress(ready.nbytes)

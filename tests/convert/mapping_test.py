@@ -211,3 +211,22 @@ def test_broken_params_are_refused_by_name():
     refused({k: v for k, v in flat.items() if k != path}, f"{path} missing")
     refused(flat | {path: flat[path][:-1]}, f"{path} has shape")
     refused(flat | {"lm_head.kernel": np.zeros((128, 352))}, "lm_head.kernel has no")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", [(7,), (40, 50), (3, 40, 50), (1, 1)])
+def test_a_copy_is_a_copy_whatever_the_layout(shape, dtype):
+    source = np.random.default_rng(0).standard_normal(shape, np.float32).astype(np.float16)
+    for view in (source, source.T.copy().T, source[..., ::-1]):
+        target = np.zeros(shape, dtype)
+        mapping.copy_into(target, view)
+        np.testing.assert_array_equal(target, view.astype(dtype))
+
+
+def test_what_float16_cannot_hold_is_refused_by_name():
+    half, values = np.dtype(np.float16), np.array([1.0, -7e4], np.float32)
+    with pytest.raises(ValueError, match=r"tensor x has a value of 7e\+04, .*: use bfloat16"):
+        mapping.check_range(values, half, "x")
+    mapping.check_range(values, np.dtype(ml_dtypes.bfloat16), "x")
+    mapping.check_range(values[:1], half, "x")
+    mapping.check_range(np.array([np.inf], np.float32), half, "x")  # it was infinite before
