@@ -108,7 +108,10 @@ def _images(given: Sequence[str]) -> list[Path]:
     from medloc_jax.data import picture
 
     found: list[Path] = []
-    for path in map(Path, given):
+    for name in given:
+        path = Path(name)
+        if not name:
+            raise ValueError("--image= is empty: name a file or a folder")
         if path.is_dir():
             inside = picture.list_images(path)
             if not inside:

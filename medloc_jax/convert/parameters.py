@@ -8,9 +8,9 @@ columns.
 
 Orbax has a reader of such folders too (`SafetensorsLayout`). It gives one array per layer, as
 published, so that stacking and transposing hold everything twice. Measured on the 3B's shapes in
-bfloat16 (7.0 GiB, 2 cores, benchmarks/load_parameters.py): on one device ours takes 44 s and 0.06
-GiB above the parameters themselves, orbax's 57 s and 9.7 GiB; on eight, 27 s and 0.07 GiB against
-168 s and 13 GiB.
+bfloat16 (7.0 GiB, 2 cores, benchmarks/load_parameters.py): on one device ours takes 13 s and 0.05
+GiB above the parameters themselves, orbax's 47 s and 9.4 GiB; on eight, 15 s and 0.07 GiB against
+141 s and 12.8 GiB.
 """
 
 import functools
