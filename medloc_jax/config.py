@@ -229,21 +229,40 @@ def read(workdir: str | os.PathLike[str]) -> Any:
     return resolved
 
 
+def find_home(source: str | os.PathLike[str]) -> Path | None:
+    """The folder whose config.json tells about a checkpoint; None where there is none.
+
+    Args:
+        source: the folder itself, its checkpoints folder, or one step.
+    """
+    source = Path(source).absolute()
+    homes = [source]
+    # Only from what a run or a conversion has named: another folder inside a run's is not of it.
+    if source.name == "checkpoints":
+        homes.append(source.parent)
+    elif source.name.isdigit():
+        homes += [
+            source.parent,
+            *([source.parents[1]] if source.parent.name == "checkpoints" else []),
+        ]
+    return next((home for home in homes if (home / FILE).is_file()), None)
+
+
 def find_run(source: str | os.PathLike[str]) -> Path | None:
     """The folder of the run that a checkpoint lies in; None where it belongs to no run.
 
     Args:
         source: a run's folder, its checkpoints folder, or one step.
     """
-    source = Path(source).absolute()
-    for folder in (source, *source.parents[:2]):
-        try:
-            # Hugging Face's folders have a config.json, too: that of a model.
-            if "method" in json.loads((folder / FILE).read_text(encoding="utf-8")):
-                return folder
-        except (OSError, ValueError, TypeError):
-            continue
-    return None
+    home = find_home(source)
+    if home is None:
+        return None
+    try:
+        # Hugging Face's folders have a config.json, too: that of a model.
+        content = json.loads((home / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return home if isinstance(content, dict) and "method" in content else None
 
 
 def _tuples(value: Any) -> Any:

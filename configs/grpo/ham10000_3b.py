@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GRPO with the MedLoc-R1 curriculum on HAM10000 from Qwen2.5-VL-3B-Instruct.
 
-medloc train --config=configs/grpo/ham10000_3b.py --workdir=runs/ham10000_3b_grpo \
+medloc train --config=configs/grpo/ham10000_3b.py --workdir=runs/ham10000_3b \
     --config.model.init_from=checkpoints/Qwen2.5-VL-3B-Instruct
 
 `--config=configs/grpo/ham10000_3b.py:medloc_as_written` is the paper taken literally. `medloc
@@ -26,5 +26,5 @@ def get_config(variant: str = "medloc"):
     config = paper_config("grpo", variant)
     config.model.preset = "3b"
     config.data.manifest = "data/ham10000/manifest.jsonl"
-    config.optim.total_steps = 5007  # 5 epochs of 8,012 images, 8 a step
+    config.optim.total_steps = 5007  # 5 epochs of 8,012 images, 8 a step; num_steps cuts it short
     return config

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GRPO with the MedLoc-R1 curriculum on HEEL from Qwen2.5-VL-32B-Instruct.
 
-medloc train --config=configs/grpo/heel_32b.py --workdir=runs/heel_32b_grpo \
+medloc train --config=configs/grpo/heel_32b.py --workdir=runs/heel_32b \
     --config.model.init_from=checkpoints/Qwen2.5-VL-32B-Instruct
 
 `--config=configs/grpo/heel_32b.py:medloc_as_written` is the paper taken literally. `medloc
@@ -26,7 +26,7 @@ def get_config(variant: str = "medloc"):
     config = paper_config("grpo", variant)
     config.model.preset = "32b"
     config.data.manifest = "data/heel/manifest.jsonl"
-    config.optim.total_steps = 1977  # 5 epochs of 3,164 images, 8 a step
+    config.optim.total_steps = 1977  # 5 epochs of 3,164 images, 8 a step; num_steps cuts it short
     config.mesh.fsdp = 8
     config.mesh.tensor = -1
     return config

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GRPO with the MedLoc-R1 curriculum on TN3K from Qwen2.5-VL-3B-Instruct.
 
-medloc train --config=configs/grpo/tn3k_3b.py --workdir=runs/tn3k_3b_grpo \
+medloc train --config=configs/grpo/tn3k_3b.py --workdir=runs/tn3k_3b \
     --config.model.init_from=checkpoints/Qwen2.5-VL-3B-Instruct
 
 `--config=configs/grpo/tn3k_3b.py:medloc_as_written` is the paper taken literally. `medloc prepare
@@ -25,5 +25,5 @@ def get_config(variant: str = "medloc"):
     config = paper_config("grpo", variant)
     config.model.preset = "3b"
     config.data.manifest = "data/tn3k/manifest.jsonl"
-    config.optim.total_steps = 1659  # 5 epochs of 2,655 images, 8 a step
+    config.optim.total_steps = 1659  # 5 epochs of 2,655 images, 8 a step; num_steps cuts it short
     return config

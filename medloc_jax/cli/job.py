@@ -61,10 +61,13 @@ def resolve(config: Any) -> None:
 
 
 def _tokenizer_folder(config: Any) -> str:
-    for source in (config.model.preset, config.model.init_from):
+    origin = config.model.init_from
+    home = configuration.find_home(origin) if origin else None
+    for source in filter(None, (config.model.preset, origin, home)):
         if (Path(source) / "tokenizer_config.json").is_file():
-            return source
-    run = configuration.find_run(config.model.init_from) if config.model.init_from else None
+            # The run goes on to be read from other working directories.
+            return str(Path(source).absolute())
+    run = configuration.find_run(origin) if origin else None
     return configuration.read(run).model.tokenizer if run else ""
 
 

@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: str, rest: list[str]) -> int:
     module = importlib.import_module(VERBS[verb][0])
     if rest and rest[0] in ("-h", "--help"):
-        print((module.__doc__ or "").strip())
+        # A verb may tell its flags, too.
+        tell = getattr(module, "help_text", lambda: (module.__doc__ or "").strip())
+        print(tell())
         return 0
     config_file = _config_file(rest)
     # A variant may follow the name: configs/x.py:variant.

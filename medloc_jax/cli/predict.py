@@ -3,15 +3,16 @@
 """One image and one sentence in; text, a box and a picture of it out.
 
     medloc predict --checkpoint=DIR --image=FILE_OR_FOLDER [--image=...] --query="thyroid nodule"
-                   [--prompt="the whole user text"] [--template=vlm_r1] [--max_new_tokens=256]
-                   [--dtype=float32] [--num_samples=8 --temperature=0.9] [--json] [--out=DIR]
+                   [--prompt="the whole user text"] [--num_samples=8 --temperature=0.9] [--json]
 
 The checkpoint is a Hugging Face folder, a converted one, a run's folder or one of its steps. Images
 are JPEG, PNG, TIFF, BMP, WebP or DICOM; of a folder all are taken. Boxes are x1, y1, x2, y2 in
-pixels of the stored image, x2 and y2 exclusive. Pictures go to DIR/<id>.png (--out= writes none).
+pixels of the stored image, x2 and y2 exclusive. Pictures go to DIR/<id>.png of --out=DIR.
 With --json one object an image is printed: id, completion, token_ids, token_logprobs, boxes_px,
 boxes_resized_px, width, height, seconds and more; with --num_samples also samples, agreement (mean
 IoU over all pairs) and consensus_px (`medloc_jax/grounding/consensus.py` says how it is made).
+An image that cannot be read is named on stderr (and as {"id", "error"}), the others are answered,
+and the exit code is 1; --strict stops at the first.
 """
 
 import json
@@ -23,17 +24,24 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
+from medloc_jax.cli import verb_flags
+
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the verb; returns the exit code."""
-    given = _flags(argv)
+    """Runs the verb; returns the exit code: 1 where some images could not be read."""
+    given = _flags()
+    if verb_flags.wants_help(argv):
+        print(help_text())
+        return 0
+    rest = verb_flags.parse("predict", given, argv, required=["checkpoint"])
     if bool(given.query.strip()) == bool(given.prompt.strip()):
         raise ValueError("give --query or --prompt, one of the two and not both")
     # These import jax's backends.
     from medloc_jax.cli import job as open_job
     from medloc_jax.evaluation import grounder, overlay
 
-    images = _images(given.image)
+    # A shell that expands `--image *.png` leaves all names but the first by themselves.
+    images = _images([*given.image, *rest])
     names = _names(images)
     open_job.use_compilation_cache()
     model = grounder.Grounder.load(
@@ -45,6 +53,15 @@ def main(argv: Sequence[str]) -> int:
         min_pixels=given.min_pixels,
         max_pixels=given.max_pixels,
     )
+    failed: list[str] = []
+
+    def refused(place: int, reason: str) -> None:
+        failed.append(names[place])
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(f"medloc predict: refused: {reason}", file=sys.stderr, flush=True)
+        if given.json:
+            print(json.dumps({"id": names[place], "error": reason}), flush=True)
+
     answers = model.ground(
         images,
         given.query,
@@ -54,21 +71,34 @@ def main(argv: Sequence[str]) -> int:
         temperature=given.temperature,
         seed=given.seed,
         batch_size=given.batch_size,
+        refused=None if given.strict or len(images) == 1 else refused,
     )
-    bar = tqdm(answers, total=len(images), unit="image", disable=True if len(images) == 1 else None)
-    for name, grounding in zip(names, bar, strict=True):
-        target = Path(given.out) / f"{name}.png" if given.out else None
-        if target is not None:
-            overlay.write(target, grounding.overlay())
-        with tqdm.external_write_mode(file=sys.stdout):
-            if given.json:
-                print(json.dumps({**grounding.to_json(), "id": name}), flush=True)
-            else:
-                print(_told(name, grounding, target), flush=True)
-    return 0
+    with tqdm(total=len(images), unit="image", disable=True if len(images) == 1 else None) as bar:
+        for grounding in answers:
+            bar.update(grounding.place + 1 - bar.n)
+            name = names[grounding.place]
+            target = Path(given.out) / f"{name}.png" if given.out else None
+            if target is not None:
+                overlay.write(target, grounding.overlay())
+            with tqdm.external_write_mode(file=sys.stdout):
+                if given.json:
+                    print(json.dumps({**grounding.to_json(), "id": name}), flush=True)
+                else:
+                    print(_told(name, grounding, target), flush=True)
+    if failed:
+        print(
+            f"medloc predict: {len(failed)} of {len(images)} images could not be read",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
 
 
-def _flags(argv: Sequence[str]) -> flags.FlagValues:
+def help_text() -> str:
+    """What --help says."""
+    return f"{(__doc__ or '').strip()}\n\n{verb_flags.help_text(_flags())}"
+
+
+def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
 
     def text(name: str, default: str | None, what: str) -> None:
@@ -78,28 +108,25 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
         flags.DEFINE_integer(name, default, what, lower_bound=0, flag_values=values)
 
     text("checkpoint", None, "folder with weights")
-    flags.DEFINE_multi_string("image", None, "image file or folder", flag_values=values)
+    flags.DEFINE_multi_string("image", [], "image file or folder; repeatable", flag_values=values)
     text("query", "", "what to find; the template makes the question")
     text("prompt", "", "the whole user text, instead of a query")
-    text("template", "", "vlm_r1, medloc or box; default: as trained")
+    text("template", "", "vlm_r1, medloc or box; as trained if empty")
     text("source", "", "data set whose wording the medloc template uses: ham10000, heel, tn3k")
-    text("tokenizer", "", "folder with tokenizer files; default: that of the weights")
-    text("dtype", "float32", "float32 or bfloat16")
-    text("out", "predictions", "folder for pictures; empty: none")
-    number("max_new_tokens", 0, "longest completion; 0: as in training")
+    text("tokenizer", "", "folder with tokenizer files; that of the weights if empty")
+    text("dtype", "float32", "of weights and activations: float32 or bfloat16")
+    text("out", "predictions", "folder for pictures; --out= writes none")
+    number("max_new_tokens", 0, "longest completion; 0: as in training, else 256")
     number("min_pixels", 0, "smallest area of a resized image, px^2; 0: as in training")
     number("max_pixels", 0, "largest area of a resized image, px^2; 0: as in training")
     number("num_samples", 1, "completions an image")
-    number("batch_size", 8, "images decoded together")
-    number("seed", 0, "of the sampling")
     flags.DEFINE_float(
-        "temperature", None, "of sampling; default: greedy, 0.9 for groups", flag_values=values
+        "temperature", None, "of sampling; greedy if empty, 0.9 for groups", flag_values=values
     )
+    number("seed", 0, "of the sampling")
+    number("batch_size", 8, "images decoded together, where decoding is greedy")
     flags.DEFINE_bool("json", False, "print one JSON object an image", flag_values=values)
-    flags.mark_flags_as_required(["checkpoint", "image"], flag_values=values)
-    rest = values(["predict", *argv])[1:]
-    if rest:
-        raise ValueError(f"unknown argument {rest[0]!r}: flags are written --name=value")
+    flags.DEFINE_bool("strict", False, "stop at the first image that fails", flag_values=values)
     return values
 
 
@@ -107,6 +134,8 @@ def _images(given: Sequence[str]) -> list[Path]:
     """The files that were named, and all images of the folders."""
     from medloc_jax.data import picture
 
+    if not given:
+        raise ValueError("--image is missing: name a file or a folder")
     found: list[Path] = []
     for name in given:
         path = Path(name)

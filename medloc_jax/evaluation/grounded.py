@@ -62,6 +62,7 @@ class Grounding:
 
     Attributes:
         id: the file's name without suffix, or the number of the image.
+        place: of the image among those that were asked about, from 0.
         image: the picture that was looked at, RGB.
         prompt: the user's text.
         width: of the stored image, px.
@@ -73,6 +74,7 @@ class Grounding:
     """
 
     id: str
+    place: int
     image: Image.Image
     prompt: str
     width: int

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,8 @@ class _Question(NamedTuple):
     prompt: str
     frame: boxes.Frame
     row: geometry.Row
+    place: int  # in the list of images
+    checksum: int  # of pixels and prompt
 
 
 class Grounder:
@@ -117,7 +120,13 @@ class Grounder:
                 min_pixels=min_pixels or pixels.min_pixels,
                 max_pixels=max_pixels or pixels.max_pixels,
             )
-        text_coder = tokenizer.load(tokenizer_folder or known.tokenizer, known.sizes)
+        words = tokenizer_folder or known.tokenizer
+        if words and not Path(words).is_dir():
+            raise ValueError(
+                f"{checkpoint}: its tokenizer should be in {words}, which is not there: name the "
+                "folder of the base model by --tokenizer (tokenizer_folder)"
+            )
+        text_coder = tokenizer.load(words, known.sizes)
         model = qwen2_5_vl.Model(known.sizes, compute_dtype=jnp.dtype(dtype), remat="none")
         # All devices hold parts of every matrix, so that any number of images can be asked about.
         mesh = sharding.make_mesh(data=1, fsdp=1, tensor=-1)
@@ -167,6 +176,7 @@ class Grounder:
         temperature: float | None = None,
         seed: int = 0,
         batch_size: int = 8,
+        refused: Callable[[int, str], object] | None = None,
     ) -> Iterator[grounded.Grounding]:
         """Asks the same about many images; yields in their order.
 
@@ -177,8 +187,10 @@ class Grounder:
             source: data set that the template may word its question for ("ham10000", ...).
             num_samples: completions an image.
             temperature: of sampling, above 0; None: greedy for one completion, 0.9 for more.
-            seed: of the sampling.
-            batch_size: images that are decoded together.
+            seed: of the sampling; what is drawn depends on it, the picture and the question alone.
+            batch_size: images that are decoded together, where decoding is greedy.
+            refused: called with the place in `images` and the reason of one that cannot be read;
+                the others are answered. None: the first such image ends it.
 
         Raises:
             ValueError: an image that cannot be read, a query and a prompt (or neither), or a number
@@ -198,20 +210,39 @@ class Grounder:
         if temperature is None:
             temperature = 1.0 if greedy else 0.9
         text = prompt or prompts.TEMPLATES[self.template].user_text(query, source)
-        # All sizes are looked at before the first answer: few shapes are compiled, and a file that
-        # is no image is found out at once.
-        shapes = [self._shape(image, text) for image in images]
-        buckets = geometry.plan_buckets(shapes, MAX_BUCKETS)
-        rows = min(batch_size, len(images))
-        for start in range(0, len(images), rows):
-            asked = [
-                self._question(image, text, start + number)
-                for number, image in enumerate(images[start : start + rows])
-            ]
-            bucket = geometry.choose_bucket(buckets, [question.row.shape for question in asked])
-            # One key a batch; the sampler folds the row in.
-            key = jax.random.fold_in(jax.random.PRNGKey(seed), start)
-            yield from self._answer(asked, rows, bucket, key, num_samples, temperature, greedy)
+
+        def readable(make: Callable[[int], Any], place: int) -> Any:
+            try:
+                return make(place)
+            except ValueError as error:
+                if refused is None:
+                    raise
+                refused(place, str(error))
+                return None
+
+        # All sizes are looked at before the first answer, so that few shapes are compiled.
+        sizes = {
+            place: shape
+            for place in range(len(images))
+            if (shape := readable(lambda i: self._shape(images[i], text), place)) is not None
+        }
+        if not sizes:
+            return
+        buckets = geometry.plan_buckets(list(sizes.values()), MAX_BUCKETS)
+        # A group is a batch by itself, with noise of its own.
+        rows = min(batch_size, len(sizes)) if greedy else 1
+        waiting: list[_Question] = []
+        for number, place in enumerate(sizes, start=1):
+            question = readable(lambda i: self._question(images[i], text, i), place)
+            if question is not None:
+                waiting.append(question)
+            if len(waiting) == rows or (waiting and number == len(sizes)):
+                bucket = geometry.choose_bucket(buckets, [one.row.shape for one in waiting])
+                key = jax.random.fold_in(jax.random.PRNGKey(seed), waiting[0].checksum)
+                yield from self._answer(
+                    waiting, rows, bucket, key, num_samples, temperature, greedy
+                )
+                waiting = []
 
     def _shape(self, image: ImageLike, text: str) -> geometry.RowShape:
         """How large the row of an image will be, by the image's header."""
@@ -241,6 +272,8 @@ class Grounder:
             prompt=text,
             frame=boxes.Frame(opened.width, opened.height, resized_width, resized_height),
             row=geometry.pack_row(ids, [(pixels, grid)], self._model.config),
+            place=number,
+            checksum=zlib.crc32(text.encode(), zlib.crc32(opened.tobytes())),
         )
 
     def _answer(
@@ -273,8 +306,8 @@ class Grounder:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise ValueError(
-                f"{rows} images of up to {bucket.num_patches} patches do not fit into memory: lower "
-                "batch_size, num_samples, max_pixels or max_new_tokens"
+                f"{rows} images of up to {bucket.num_patches} patches do not fit into memory: "
+                "lower batch_size, num_samples, max_pixels or max_new_tokens"
             ) from error
         seconds = (time.perf_counter() - start) / len(asked)
         for row, question in enumerate(asked):
@@ -285,6 +318,7 @@ class Grounder:
             frame = question.frame
             yield grounded.Grounding(
                 id=question.id,
+                place=question.place,
                 image=question.image,
                 prompt=question.prompt,
                 width=frame.width,
@@ -371,9 +405,13 @@ def _run_facts(source: str | os.PathLike[str]) -> _Facts | None:
 
 def _folder_facts(source: str | os.PathLike[str]) -> _Facts:
     """From the files of Hugging Face's kind that lie beside the weights."""
-    folder = Path(source)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; give a Hugging Face folder or that of a run")
+    folder = configuration.find_home(source)
+    if folder is None:
+        there = "there is no such folder" if not Path(source).is_dir() else "it has no config.json"
+        raise ValueError(
+            f"{source}: {there}: give a Hugging Face folder, a converted one, that of a run, or "
+            "one of a run's steps"
+        )
     sizes = model_config.preset(str(folder))
     trained: dict[str, Any] = {}
     if (folder / TRAINING_FILE).is_file():

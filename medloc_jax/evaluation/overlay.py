@@ -33,25 +33,28 @@ def draw(
         caption: one line in a strip below the picture; shortened where it is too long.
 
     Returns:
-        The picture, enlarged or reduced where it is very small or large.
+        The picture, enlarged or reduced where it is very small or large, on white where it is
+        narrower than a caption.
     """
     longest = LONGEST_SIDE / max(picture.size)
     scale = min(max(1.0, SHORTEST_SIDE / min(picture.size)), longest)
     width, height = (max(1, round(side * scale)) for side in picture.size)
-    font_size = max(13, round(min(width, height) / 32))
+    # The sheet of a very narrow picture is wide enough for words.
+    sheet_width = max(width, SHORTEST_SIDE)
+    font_size = max(13, round(min(sheet_width, max(height, SHORTEST_SIDE)) / 32))
     strip = round(font_size * 1.9) if caption else 0
-    sheet = Image.new("RGB", (width, height + strip), (255, 255, 255))
+    sheet = Image.new("RGB", (sheet_width, height + strip), (255, 255, 255))
     sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (0, 0))
     brush = ImageDraw.Draw(sheet)
-    line = max(2, round(min(width, height) / 160))
+    line = min(max(2, round(min(width, height) / 160)), max(1, min(width, height) // 8))
     for box in others_px:
         _outline(brush, box, scale, OTHERS_COLOR, max(2, round(line * 0.6)))
     if answer_px is not None:
         _outline(brush, answer_px, scale, ANSWER_COLOR, line)
     if caption:
-        brush.rectangle((0, height, width, height + strip), fill=(255, 255, 255))
+        brush.rectangle((0, height, sheet_width, height + strip), fill=(255, 255, 255))
         font = ImageFont.load_default(size=font_size)
-        text = _shortened(caption, font, width - 2 * font_size)
+        text = _shortened(caption, font, sheet_width - 2 * font_size)
         brush.text((font_size, height + strip // 2), text, (30, 30, 30), font, anchor="lm")
     return sheet
 

@@ -3,6 +3,7 @@
 """`medloc predict` and `medloc_jax.Grounder`: one image and one sentence in, a box out."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -92,6 +93,69 @@ def test_a_group_is_shown_with_its_agreement(sft_run, images, tmp_path, capsys):
     assert _lines(capsys)[0]["samples"] != line["samples"]
 
 
+def test_a_sample_depends_on_the_picture_and_not_on_its_company(grounder, images):
+    first, second = sorted(images.iterdir())[:2]
+
+    def drawn(*files):
+        asked = grounder.ground(files, "lesion", num_samples=3, seed=5)
+        return [[one.token_ids for one in answer.completions] for answer in asked]
+
+    assert drawn(second, first) == drawn(first, second)[::-1]
+    assert drawn(second) == drawn(first, second)[1:]
+
+
+def test_a_picture_that_cannot_be_read_loses_no_other(sft_run, images, tmp_path, capsys):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name in ("a", "c", "d"):
+        (folder / f"{name}.png").write_bytes((images / "test_000000.png").read_bytes())
+    (folder / "b.png").write_text("no picture")
+    whole = (images / "test_000001.png").read_bytes()
+    (folder / "e.png").write_bytes(whole[: len(whole) // 2])  # its header is sound
+    argv = ["predict", f"--checkpoint={sft_run}", "--query=lesion", "--json", "--out="]
+    assert main.main([*argv, f"--image={folder}"]) == 1
+    told = capsys.readouterr()
+    lines = {line["id"]: line for line in map(json.loads, told.out.splitlines())}
+    assert lines.keys() == {"a", "b", "c", "d", "e"}
+    assert {name for name, line in lines.items() if "error" in line} == {"b", "e"}
+    assert "2 of 5 images could not be read" in told.err
+    for name in "be":
+        assert f"{name}.png" in lines[name]["error"] and f"{name}.png" in told.err
+    assert main.main([*argv, f"--image={folder}", "--strict"]) == 2
+    assert "b.png" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_weights_inside_a_runs_folder_are_not_taken_for_its_own(sft_run, images, tmp_path):
+    """An export that lies in a run's folder has image sizes of its own."""
+    copied = tmp_path / "run"
+    shutil.copytree(sft_run, copied)
+    assert main.main(["convert", f"--source={copied}", f"--target={tmp_path / 'out'}"]) == 0
+    shutil.move(tmp_path / "out", copied / "exported")
+    (copied / "exported/preprocessor_config.json").write_text(
+        (copied / "exported/preprocessor_config.json").read_text().replace("4096", "1024")
+    )
+    path = images / "test_000000.png"
+    run, exported = (
+        medloc_jax.Grounder.load(folder)(path, "lesion") for folder in (copied, copied / "exported")
+    )
+    assert run.resized_width * run.resized_height > 1024
+    assert exported.resized_width * exported.resized_height <= 1024
+
+
+def test_help_names_every_flag(capsys):
+    assert main.main(["predict", "--checkpoint=x", "--help"]) == 0
+    out = capsys.readouterr().out
+    for name in (
+        "checkpoint",
+        "tokenizer",
+        "max_pixels",
+        "batch_size (8)",
+        "strict",
+        "temperature",
+    ):
+        assert f"--{name}" in out
+
+
 def test_the_terminal_is_told_text_box_and_picture(sft_run, images, tmp_path, capsys):
     image = images / "test_000000.png"
     argv = [f"--checkpoint={sft_run / 'checkpoints/2'}", f"--image={image}", "--query=lesion"]
@@ -125,20 +189,23 @@ def test_half_precision_is_another_program(sft_run, images):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--query=lesion"], "checkpoint"),
+        (["--query=lesion"], "--checkpoint is missing"),
+        (["--checkpoint={run}", "--query=lesion"], "--image is missing"),
+        (["--checkpoint={run}", "--image=", "--query=lesion"], "--image= is empty"),
+        (["--checkpoint={run}", "--qury=lesion"], "unknown flag --qury: did you mean --query?"),
         (["--checkpoint={run}", "--image={image}"], "--query or --prompt, one of the two"),
         (["--checkpoint={run}", "--image={image}", "--query=a", "--prompt=b"], "one of the two"),
         (["--checkpoint={run}", "--image=no.png", "--query=a"], "--image=no.png: no such file"),
         (["--checkpoint={run}", "--image={empty}", "--query=a"], "no image in that folder"),
         (["--checkpoint={run}", "--image={text}", "--query=a", "--out="], "not an image"),
-        (["--checkpoint=no/where", "--image={image}", "--query=a"], "no/where: no such folder"),
-        (["--checkpoint={empty}", "--image={image}", "--query=a"], "config.json"),
+        (["--checkpoint=no/where", "--image={image}", "--query=a"], "no/where: there is no such"),
+        (["--checkpoint={empty}", "--image={image}", "--query=a"], "it has no config.json: give"),
         (["--checkpoint={run}", "--image={image}", "--query=a", "--dtype=float8"], "float8"),
         (["--checkpoint={run}", "--image={image}", "--query=a", "--template=x"], "template 'x'"),
         (["--checkpoint={run}", "--image={image}", "--query=a", "--temperature=0"], "above 0"),
         (["--checkpoint={run}", "--image={image}", "--query=<|image_pad|>"], "<|image_pad|>"),
         (["--checkpoint={run}", "--image={image}", "--image={image}", "--query=a"], "named twice"),
-        (["--checkpoint={run}", "--image={image}", "--query=a", "extra"], "unknown argument"),
+        (["--checkpoint={run}", "--image={image}", "--query=a", "extra"], "extra: no such file"),
     ],
 )
 def test_a_mistake_is_one_line(sft_run, images, tmp_path, capsys, argv, message):
