@@ -37,6 +37,8 @@ end_all() {
 }
 
 clean_up() {
+  # A process that is ended before it has become the command is still this script, traps and all.
+  [[ ${BASHPID:-$$} == "$$" ]] || return 0
   trap '' INT TERM
   end_all TERM
   for _ in $(seq 50); do
@@ -44,6 +46,10 @@ clean_up() {
     sleep 0.2
   done
   end_all KILL
+  # A process that was ended before it opened its pipe leaves a printer that waits for a writer.
+  for pipe in "$pipes"/*; do
+    [[ -p $pipe ]] && : <>"$pipe"
+  done
   wait ${printers[@]+"${printers[@]}"} 2>/dev/null || true
   rm -rf "$pipes"
 }

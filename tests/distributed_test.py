@@ -158,6 +158,13 @@ def test_when_one_process_fails_the_others_are_ended(tmp_path):
         assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
+def test_a_command_that_is_not_there_ends_at_once():
+    """Processes are ended before they have opened their pipes; the launcher hung now and then."""
+    for _ in range(8):
+        done = _launch(["3", "no-such-command"], timeout=20)
+        assert done.returncode == 127 and "no-such-command" in done.stdout
+
+
 def test_the_launcher_says_how_to_use_it():
     done = _launch(["two", "true"])
     assert done.returncode == 2 and "usage:" in done.stderr
