@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -29,6 +30,7 @@ from medloc_jax.data import (
     heel,
     importing,
     mask_folder,
+    output_folder,
     path_fields,
     questions,
     splits,
@@ -182,45 +184,66 @@ def prepare(name: str, values: flags.FlagValues, argv: Sequence[str]) -> str:
     Raises:
         ValueError: nothing can be prepared, or the first refusal when strict.
     """
-    data_set = DATASETS[name]
     source, out = Path(values.source), Path(values.out)
     refused = annotated.Refusals(strict=values.strict)
-    _check(values, data_set)
-    importing.check_target(out, source, overwrite=values.overwrite)
+    _check(values, DATASETS[name])
+    output_folder.check_target(out, source, overwrite=values.overwrite)
+    # Held from the start: of two runs that write one folder the second is told at once.
+    with output_folder.new_folder(out, overwrite=values.overwrite, say=_say) as folder:
+        summary, rows = _write(folder, name, values, refused, argv)
+        has_sheet = _draw_overlay(folder / OVERLAY_NAME, rows, values.seed)
+    return prepare_report.to_text(out, summary, has_sheet=has_sheet)
 
-    checked, asked = _read(data_set, source, refused, values)
+
+def _say(sentence: str) -> None:
+    print(f"medloc prepare: {sentence}", file=sys.stderr)
+
+
+def _write(
+    folder: Path,
+    name: str,
+    values: flags.FlagValues,
+    refused: annotated.Refusals,
+    argv: Sequence[str],
+) -> tuple[dict[str, Any], list[examples.Example]]:
+    """Everything but the sheet; the summary that `statistics.json` holds, and the manifest."""
+    data_set = DATASETS[name]
+    checked, asked = _read(data_set, Path(values.source), refused, values)
+    images = [item.image for item in checked]
     split = splits.split_images(
         values.split or data_set.split,
-        [item.image for item in checked],
+        images,
         data_set=name,
         test_fraction=values.test_fraction,
         seed=values.seed,
     )
-    with importing.new_folder(out) as folder:
-        rows = importing.write_manifest(
-            folder,
-            checked,
-            split.splits,
-            asked,
-            source=values.name or name,
-            placement=values.images,
-        )
-        summary = {
-            "data_set": name,
-            "command": shlex.join(["medloc", "prepare", *argv]),
-            "seed": values.seed,
-            "split_rule": split.rule,
-            "query": values.query or _own_query(checked) or data_set.query,
-            "one_box": values.one_box,
-            **data_sheet.statistics(rows, *_by_file(checked, split.splits)),
-            "notes": refused.notes,
-            **prepare_report.counts_by_reason(refused),
-            "licence": data_set.licence,
-        }
-        importing.write_record(folder, summary, refused)
-        (folder / "statistics.md").write_text(data_sheet.to_markdown(summary), encoding="utf-8")
-        has_sheet = _draw_overlay(folder / OVERLAY_NAME, rows, values.seed)
-    return prepare_report.to_text(out, summary, has_sheet=has_sheet)
+    rows = importing.write_manifest(
+        folder,
+        checked,
+        split.splits,
+        asked,
+        source=values.name or name,
+        placement=values.images,
+    )
+    parted = {row.group for row in rows if row.group} - {image.group for image in images}
+    if parted:
+        crossing = splits.crossing_groups(images, split.splits)
+        refused.note(prepare_report.parted_note(len(crossing), min(parted)))
+    summary = {
+        "data_set": name,
+        "command": shlex.join(["medloc", "prepare", *argv]),
+        "seed": values.seed,
+        "split_rule": split.rule,
+        "query": values.query or _own_query(checked) or data_set.query,
+        "one_box": values.one_box,
+        **data_sheet.statistics(rows, *_by_file(checked, split.splits)),
+        "notes": refused.notes,
+        **prepare_report.counts_by_reason(refused),
+        "licence": data_set.licence,
+    }
+    importing.write_record(folder, summary, refused)
+    (folder / "statistics.md").write_text(data_sheet.to_markdown(summary), encoding="utf-8")
+    return summary, rows
 
 
 def _read(

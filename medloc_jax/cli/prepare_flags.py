@@ -30,7 +30,8 @@ def of_reader(
     text(
         "query",
         None,
-        f"what is asked of an image, {{label}} standing for the class; {query!r} if left away",
+        "what is asked of an image, {label} standing for the class; "
+        + (f"{query!r} if left away" if query else "needed"),
         flag_values=values,
     )
     choice(
@@ -73,7 +74,8 @@ def of_reader(
 
 def help_text(name: str, values: flags.FlagValues) -> str:
     """Every flag with its default and what it is for."""
-    lines = [f"medloc prepare {name} --out=DIR [FLAG...]", ""]
+    source = " --source=DIR" if "source" in values else ""
+    lines = [f"medloc prepare {name}{source} --out=DIR [FLAG...]", ""]
     for flag in values:
         default = "" if values[flag].default in (None, "") else f" ({values[flag].default})"
         lines.append(f"  --{flag}{default}: {values[flag].help}")

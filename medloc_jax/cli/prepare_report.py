@@ -17,7 +17,16 @@ MOST_REASONS = 8
 
 # What differs between two refusals of one kind: quoted texts, lists, paths, anything with a digit.
 _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\S*/\S*|\S*\d\S*")
-_KINDS = {"refused": "refused", "left_out": "left out by a rule", "warnings": "to be looked at"}
+_KINDS = {
+    "refused": "refused (files or lines)",
+    "refused_questions": "refused (questions; what else is asked of their images stays)",
+    "left_out": "left out by a rule",
+    "warnings": "to be looked at",
+}
+_NO_SHEET = (
+    "No overlay.png, the sheet of images with their boxes, as matplotlib is not installed: "
+    "pip install 'medloc_jax[report]', then run this again with --overwrite."
+)
 
 
 def counts_by_reason(refused: annotated.Refusals) -> dict[str, dict[str, int]]:
@@ -29,8 +38,21 @@ def counts_by_reason(refused: annotated.Refusals) -> dict[str, dict[str, int]]:
 
 
 def refused_text(refused: annotated.Refusals) -> str:
-    """How many were refused, left out or warned of, and why: the first file of each reason."""
-    return "\n".join(_reason_lines(counts_by_reason(refused)))
+    """How many were refused, left out or warned of, and why, where no folder is written."""
+    return "\n".join(_reason_lines(counts_by_reason(refused), where=""))
+
+
+def parted_note(count: int, name: str) -> str:
+    """What the manifest calls the lesions or patients that are in several splits.
+
+    Args:
+        count: how many of them there are.
+        name: one of the names they have got.
+    """
+    return (
+        f"Lesions or patients in several splits: {count:,}. The manifest has a group a split for "
+        f"each, such as {name}, so that a val cut from train shares none with what stays there."
+    )
 
 
 def to_text(out: Path, summary: Mapping[str, Any], *, has_sheet: bool) -> str:
@@ -44,6 +66,7 @@ def to_text(out: Path, summary: Mapping[str, Any], *, has_sheet: bool) -> str:
     manifest = out / examples.MANIFEST_NAME
     images, rows = summary["images"], summary["examples"]
     spread = summary["box_area_percent"]["all"]
+    to_look_at = [*(["overlay.png"] if has_sheet else []), "statistics.md"]
     lines = [
         f"{summary['data_set']}: {images['all']:,} images, {rows['all']:,} examples in {manifest}",
         "",
@@ -60,10 +83,8 @@ def to_text(out: Path, summary: Mapping[str, Any], *, has_sheet: bool) -> str:
         *_reason_lines(summary),
         f"Licence: {summary['licence']}",
         "",
-        f"Look at {out / 'overlay.png'} and {out / 'statistics.md'}. Then:"
-        if has_sheet
-        else f"Look at {out / 'statistics.md'} (for a sheet of images with their boxes: "
-        "pip install 'medloc_jax[report]'). Then:",
+        *([] if has_sheet else [_NO_SHEET]),
+        f"Look at {' and '.join(str(out / name) for name in to_look_at)}. Then:",
         f"  medloc train --config={CONFIGS.get(summary['data_set'], 'FILE')} "
         f"--config.data.manifest={manifest} --workdir=DIR",
     ]
@@ -96,14 +117,16 @@ def _leakage_cure(leakage: Mapping[str, Any]) -> list[str]:
     return ["  --split=group keeps each lesion or patient in one split."]
 
 
-def _reason_lines(counts: Mapping[str, Any]) -> list[str]:
-    """`refused: 3` and a line a reason; nothing but that none was refused, if so."""
+def _reason_lines(
+    counts: Mapping[str, Any], *, where: str = f", listed in {importing.REFUSED_NAME}"
+) -> list[str]:
+    """How many of each kind and a line a reason; nothing but that no file was refused, if so."""
     lines = []
     for key, title in _KINDS.items():
         reasons: Mapping[str, int] = counts[key]
         if not reasons:
             continue
-        lines.append(f"{sum(reasons.values()):,} {title}, listed in {importing.REFUSED_NAME}:")
+        lines.append(f"{sum(reasons.values()):,} {title}{where}:")
         shown = sorted(reasons.items(), key=lambda item: -item[1])
         for reason, count in shown[:MOST_REASONS]:
             more = f"  (and {count - 1:,} like it)" if count > 1 else ""
@@ -114,7 +137,12 @@ def _reason_lines(counts: Mapping[str, Any]) -> list[str]:
 
 
 def _found(refused: annotated.Refusals) -> dict[str, Sequence[annotated.Refusal]]:
-    return {"refused": refused.all, "left_out": refused.left_out, "warnings": refused.warnings}
+    return {
+        "refused": [each for each in refused.all if each.what != "question"],
+        "refused_questions": [each for each in refused.all if each.what == "question"],
+        "left_out": refused.left_out,
+        "warnings": refused.warnings,
+    }
 
 
 def _by_reason(found: Sequence[annotated.Refusal]) -> list[list[annotated.Refusal]]:

@@ -61,17 +61,19 @@ class AnnotatedImage:
 
 
 class Refusal(NamedTuple):
-    """One file, or one line of it, that is not in the manifest, and why.
+    """One file, one line of it, or one question on an image that is not in the manifest, and why.
 
     Attributes:
         path: the file.
         reason: what is wrong, and the cure.
         line: of the file, from 1; None where the whole file is meant.
+        what: "file", "line" or "question"; the other questions on its image stay.
     """
 
     path: str
     reason: str
     line: int | None = None
+    what: str = "file"
 
     def __str__(self) -> str:
         """`path:line: reason`, as a compiler would say it."""
@@ -83,7 +85,7 @@ class Refusals:
     """Collects what does not get into the manifest, and what a user should know of the rest.
 
     Attributes:
-        all: files and lines that are wrong; with `strict` the first one is raised.
+        all: files and lines that are wrong, and questions; with `strict` the first one is raised.
         left_out: good files that a rule the user can choose leaves out.
         warnings: files that are taken and should be looked at.
         notes: facts about the whole data set, one sentence each, such as a format that was found.
@@ -97,27 +99,41 @@ class Refusals:
         self.notes: list[str] = []
 
     def add(self, path: str | os.PathLike[str], reason: str, line: int | None = None) -> None:
-        """Notes that a file is refused.
+        """Notes that a file, or a line of one, is refused.
 
         Raises:
             ValueError: when strict.
         """
-        refusal = Refusal(str(path), reason, line)
+        self._add(_file_or_line(path, reason, line))
+
+    def add_question(self, path: str | os.PathLike[str], reason: str) -> None:
+        """Notes that a question on an image is refused; other questions on it are not.
+
+        Raises:
+            ValueError: when strict.
+        """
+        self._add(Refusal(str(path), reason, what="question"))
+
+    def _add(self, refusal: Refusal) -> None:
         if self._strict:
             raise ValueError(f"{refusal} (--strict stops at the first)")
         self.all.append(refusal)
 
     def leave_out(self, path: str | os.PathLike[str], reason: str, line: int | None = None) -> None:
         """Notes that a rule leaves a good file out; the reason names the rule's flag."""
-        self.left_out.append(Refusal(str(path), reason, line))
+        self.left_out.append(_file_or_line(path, reason, line))
 
     def warn(self, path: str | os.PathLike[str], reason: str, line: int | None = None) -> None:
         """Notes that a file is taken and should be looked at."""
-        self.warnings.append(Refusal(str(path), reason, line))
+        self.warnings.append(_file_or_line(path, reason, line))
 
     def note(self, sentence: str) -> None:
         """Notes a fact about the whole data set."""
         self.notes.append(sentence)
+
+
+def _file_or_line(path: str | os.PathLike[str], reason: str, line: int | None) -> Refusal:
+    return Refusal(str(path), reason, line, "file" if line is None else "line")
 
 
 def for_each(

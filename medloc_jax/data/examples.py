@@ -185,7 +185,8 @@ def _check_group(example: Example, number: int, split_of_group: dict[str, tuple[
     if split != example.split:
         raise ValueError(
             f"group {example.group!r} is in {example.split} here and in {split} in line {first}: "
-            "move it to one split, or set group to null to accept the leak"
+            f"move it to one split, or accept the leak as {example.group}@{split} and "
+            f"{example.group}@{example.split}"
         )
 
 

@@ -4,7 +4,8 @@
 
 The layout in which the data set is handed out is not published, so it is detected: boxes in YOLO's,
 VOC's, COCO's or CSV's format; the class from the part of an image's path that names one, the
-nearest to the file first; the split from folder names, where they tell one.
+nearest to the file first; the split from folder names, where they tell one. Words for its classes
+are all that tells HEEL from any other data set with boxes: without a single one it is refused.
 """
 
 import dataclasses
@@ -77,7 +78,8 @@ def read(
         columns: as in `csv_boxes.read`, for boxes in CSV.
 
     Raises:
-        ValueError: no boxes, or several formats without a choice; the first refusal, when strict.
+        ValueError: no boxes, several formats without a choice, or no path and no label that has a
+            word for a class; the first refusal, when strict.
     """
     if boxes and boxes not in FORMATS:
         raise ValueError(f"--boxes={boxes}: it must be one of {', '.join(FORMATS)}")
@@ -85,6 +87,14 @@ def read(
     if not boxes:
         refused.note(f"The boxes were found to be in the format {name}.")
     images = _read_boxes(name, source, refused, columns)
+    if images and not any(_names_a_class(image, source) for image in images):
+        targets = [target for image in images for target in image.targets]
+        labels = sorted({target.label for target in targets if target.label})
+        raise ValueError(
+            f"{source}: this is not known as HEEL: no image's path below it and no label has "
+            f"normal, spur or sever in it (labels: {', '.join(labels[:5]) or 'none'}); "
+            f"for other data use `medloc prepare {name}` with a --query"
+        )
     return [_with_class(image, source) for image in images]
 
 
@@ -101,6 +111,13 @@ def _read_boxes(
     return csv_boxes.collect(
         csv_boxes.find_files(source, columns=columns), source, refused, columns=columns
     )
+
+
+def _names_a_class(image: annotated.AnnotatedImage, source: Path) -> bool:
+    """Whether any word for a class stands in the path or a label, even of several classes."""
+    parts = image.image_path.relative_to(source).parts
+    names = (*parts, *(target.label or "" for target in image.targets))
+    return any(pattern.search(name) for pattern in _PATTERNS.values() for name in names)
 
 
 def class_of(*names: str) -> str | None:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The medloc_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""From annotated images to a data set folder: checked, complete, and there all at once or not.
+"""From annotated images to what a data set folder holds.
 
 OUT/manifest.jsonl   one question on one image a line
 OUT/images/          copies or links; none where images are referred to where they are
@@ -8,26 +8,30 @@ OUT/refused.jsonl    every file that is not in the manifest, and warnings
 OUT/statistics.json  (by evaluation.data_sheet, beside statistics.md and overlay.png)
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medloc_jax.data import annotated, dicom, examples, picture, questions, splits
+from medloc_jax.data import (
+    annotated,
+    dicom,
+    examples,
+    output_folder,
+    picture,
+    questions,
+    splits,
+)
 
-STATISTICS_NAME = "statistics.json"
 REFUSED_NAME = "refused.jsonl"
 # How images get into the folder. Copies are the default: the folder can then be moved, packed and
 # sent to another machine, and outlives the download it was made of.
 PLACEMENTS = ("copy", "link", "reference")
-# In statistics.json; a folder without it was not written here, and is never replaced.
-WRITTEN_BY = "medloc prepare"
 
 
 class Checked(NamedTuple):
@@ -123,9 +127,12 @@ def ask_all(
         text = query or image.query or default_query
         found, problems = questions.ask(image, text, one_box)
         for problem in problems:
-            refused.add(image.image_path, problem)
+            refused.add_question(image.image_path, problem)
         if found:
             asked[image.id] = found
+    without = len(checked) - len(asked)
+    if without:
+        refused.note(f"Images without a question left, and so not in the manifest: {without:,}.")
     _note_several(checked, asked, refused, one_box)
     return asked
 
@@ -156,61 +163,6 @@ def _note_several(
             )
 
 
-def check_target(out: Path, source: Path, *, overwrite: bool) -> None:
-    """Refuses a folder that must not be written, before any work is done.
-
-    Args:
-        out: the folder to write.
-        source: the data set, which must lie beside it.
-        overwrite: whether a folder that was written here may be replaced.
-
-    Raises:
-        ValueError: with the cure.
-    """
-    out, source = out.resolve(), source.resolve()
-    if out == source or out in source.parents or source in out.parents:
-        raise ValueError(
-            f"--out={out} and --source={source} lie in each other: give a folder beside the source"
-        )
-    unfinished = _unfinished(out)
-    if unfinished.exists() and not overwrite:
-        raise ValueError(
-            f"{unfinished}: is left over from a run that was stopped, or another is writing it "
-            "now: wait, delete it, or give --overwrite"
-        )
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not _is_ours(out):
-        raise ValueError(f"{out}: is not empty and was not written here: give another folder")
-    if not overwrite:
-        raise ValueError(f"{out}: holds a data set already: give another folder, or --overwrite")
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, beside `out`, which it becomes when the block ends without error.
-
-    `check_target` comes first: what is in the way is replaced here.
-    """
-    out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = _unfinished(out)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-        replaced = None
-        if out.exists() and any(out.iterdir()):
-            replaced = out.with_name(f".{out.name}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.replace(out, replaced)
-        os.replace(folder, out)
-        if replaced:
-            shutil.rmtree(replaced)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def write_manifest(
     folder: Path,
     checked: Sequence[Checked],
@@ -223,9 +175,9 @@ def write_manifest(
     """Puts the images into place and writes the manifest, which is then read back.
 
     Args:
-        folder: of `new_folder`.
-        checked: the images that have questions. Their groups go into the manifest, unless one is
-            in two splits: then none does, as a manifest promises that its groups do not cross.
+        folder: of `output_folder.new_folder`.
+        checked: the images that have questions, with the data set's own groups; those that are in
+            several splits become one a split, as a manifest promises that its groups do not cross.
         split_of: "train", "val" or "test" of each image.
         asked: the questions by image id.
         source: name of the data set.
@@ -234,7 +186,7 @@ def write_manifest(
     Returns:
         The examples, their image paths in `folder`.
     """
-    images = splits.drop_crossing_groups([item.image for item in checked], split_of)
+    images = splits.part_crossing_groups([item.image for item in checked], split_of)
     names = _place_images(folder, images, placement)
     lines = [
         examples.Example(
@@ -306,23 +258,16 @@ def _file_names(images: Sequence[annotated.AnnotatedImage]) -> dict[Path, str]:
 
 
 def write_record(folder: Path, statistics: Mapping[str, Any], refused: annotated.Refusals) -> None:
-    """Writes the statistics, and every refusal, warning and file left out by a rule, one a line."""
-    text = json.dumps(dict(statistics) | {"written_by": WRITTEN_BY}, indent=1, ensure_ascii=False)
-    (folder / STATISTICS_NAME).write_text(text + "\n", encoding="utf-8")
+    """Writes the statistics, and every refusal, warning and file left out by a rule, one a line.
+
+    A line is {"kind": "refused", "left_out" or "warning", "what": "file", "line" or "question",
+    "path", "reason", "line"}.
+    """
+    content = dict(statistics) | {"written_by": output_folder.WRITTEN_BY}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    (folder / output_folder.STATISTICS_NAME).write_text(text + "\n", encoding="utf-8")
     kinds = {"refused": refused.all, "left_out": refused.left_out, "warning": refused.warnings}
     with open(folder / REFUSED_NAME, "w", encoding="utf-8") as file:
         for kind, entries in kinds.items():
             for entry in entries:
                 file.write(json.dumps({"kind": kind, **entry._asdict()}) + "\n")
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        found = json.loads((folder / STATISTICS_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("written_by") == WRITTEN_BY
-
-
-def _unfinished(out: Path) -> Path:
-    return out.with_name(f".{out.name}.unfinished")

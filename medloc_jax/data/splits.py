@@ -191,16 +191,34 @@ def split_images(
     return SPLITS[name](images, data_set=data_set, test_fraction=test_fraction, seed=seed)
 
 
-def drop_crossing_groups(
+def part_crossing_groups(
     images: Sequence[annotated.AnnotatedImage], splits: Sequence[str]
 ) -> list[annotated.AnnotatedImage]:
-    """The images without their groups, if any group is in two splits: else as they are.
+    """The images, each group that is in several splits made one group a split: "g" is "g@train".
 
-    A manifest promises that no group crosses its splits; where one does, it must not name any.
+    A manifest promises that no group crosses its splits, and val is cut from train by group: with
+    these names both holds, whatever leaks from train to test.
+
+    Args:
+        images: with the data set's own groups.
+        splits: of each image.
+
+    Returns:
+        The images in order; the other groups keep their names.
     """
-    if not crossing_groups(images, splits):
+    crossing = crossing_groups(images, splits)
+    if not crossing:
         return list(images)
-    return [dataclasses.replace(image, group=None) for image in images]
+    taken = {image.group for image in images}
+    mark = "@"
+    while any(f"{group}{mark}{split}" in taken for group in crossing for split in set(splits)):
+        mark += "@"
+    return [
+        dataclasses.replace(image, group=f"{image.group}{mark}{split}")
+        if image.group in crossing
+        else image
+        for image, split in zip(images, splits, strict=True)
+    ]
 
 
 def crossing_groups(images: Sequence[annotated.AnnotatedImage], splits: Sequence[str]) -> set[str]:

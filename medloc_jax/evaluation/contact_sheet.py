@@ -24,6 +24,7 @@ class Cell(NamedTuple):
     caption: str
     target_box_px: Sequence[float]
     box_px: Sequence[float] | None  # None: the completion held no box
+    view_px: tuple[int, int, int, int] | None = None  # the part to show, xyxy; None: all of it
 
 
 def choose(
@@ -101,13 +102,17 @@ def _height_per_width(image_path: Path) -> float:
 def _draw_cell(axes: Axes, cell: Cell, shape: float, line_width: float) -> None:
     """Draws one image, centred at the top of a cell that is `shape` times as high as wide."""
     image = processor.open_image(cell.image_path)
+    left, top, right, bottom = cell.view_px or (0, 0, *image.size)
+    if cell.view_px:
+        _note_zoom(axes, image.width / (right - left))
+        image = image.crop(cell.view_px)
     width, height = image.size
     image.thumbnail((480, 480))
     # Boxes are in pixels of the stored image, whatever the thumbnail's size.
-    axes.imshow(np.asarray(image), extent=(0, width, height, 0))
+    axes.imshow(np.asarray(image), extent=(left, right, bottom, top))
     cell_width = max(width, height / shape)
     margin = (cell_width - width) / 2
-    axes.set(xlim=(-margin, width + margin), ylim=(cell_width * shape, 0))
+    axes.set(xlim=(left - margin, right + margin), ylim=(top + cell_width * shape, top))
     for box, color, dashes in (
         (cell.target_box_px, GREEN, "-"),
         (cell.box_px, ORANGE, (0, (4, 2))),
@@ -130,3 +135,15 @@ def _draw_cell(axes: Axes, cell: Cell, shape: float, line_width: float) -> None:
         outline.set_path_effects([rim])
         axes.add_patch(outline)
     axes.set_title(cell.caption, fontsize=9.5, loc="center", pad=4)
+
+
+def _note_zoom(axes: Axes, zoom: float) -> None:
+    """Writes into the picture's corner that it is a part of the image."""
+    text = axes.text(
+        *(0.03, 0.95, f"zoomed {zoom:.1f}x"),
+        transform=axes.transAxes,
+        va="top",
+        fontsize=8.5,
+        color="white",
+    )
+    text.set_path_effects([patheffects.withStroke(linewidth=2, foreground="#000000cc")])

@@ -3,6 +3,7 @@
 """What a prepared data set is like: numbers, a page of Markdown, a sheet of images with boxes."""
 
 import collections
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ FLOOR_MEASURES = {"a50": "A@0.5", "a80": "A@0.8", "map": "mAP", "miou": "mIoU"}
 NO_LABEL = "(no label)"
 COLUMNS = 6
 MOST_CLASSES = 10
+# A box below this share of both sides of its image would be hidden by its own line: what is shown
+# is then a part of the image that is so many times as large as the box, and at least so many px.
+ZOOM_BELOW, ZOOM_CONTEXT, ZOOM_LEAST_PX = 1 / 8, 4, 48
 
 
 def statistics(
@@ -32,8 +36,8 @@ def statistics(
 
     Args:
         rows: the manifest.
-        images: the images of the manifest, with the groups the data set knows, even where the
-            manifest has left them out.
+        images: the images of the manifest, with the groups as the data set names them: in the
+            manifest a group that is in several splits is one a split, and leaks are counted here.
         splits: of each image.
         digests: of each image's file.
 
@@ -142,8 +146,8 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
 
     Args:
         summary: `statistics`, and with it `data_set`, `command`, `seed`, `split_rule`, `query`,
-            `one_box`, `licence`, `refused` and `left_out` and `warnings` (counts by reason),
-            `notes` (sentences).
+            `one_box`, `licence`, `refused` (files and lines), `refused_questions`, `left_out` and
+            `warnings` (counts by reason), `notes` (sentences).
     """
     sections = [
         f"# {summary['data_set']}",
@@ -161,7 +165,8 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
         floor_sentence(summary["floor"]),
     ]
     for title, key in (
-        ("Refused", "refused"),
+        ("Refused files and lines", "refused"),
+        ("Refused questions", "refused_questions"),
         ("Left out by a rule", "left_out"),
         ("Taken, to be looked at", "warnings"),
     ):
@@ -297,12 +302,31 @@ def draw_overlay(path: Path, rows: Sequence[examples.Example], *, seed: int) -> 
                     f"{_percent(shares[index])}",
                     target_box_px=rows[index].box_px,
                     box_px=None,
+                    view_px=zoom(rows[index]),
                 )
                 for index in indices
             ]
             for title, indices in choose_examples(rows, seed=seed).items()
         },
     )
+
+
+def zoom(row: examples.Example) -> tuple[int, int, int, int] | None:
+    """The part of its image in which a small box can be seen.
+
+    Returns:
+        xyxy in whole px, inside the image and of its proportions, the box in the middle as far as
+        the edges allow; None: the whole image will do.
+    """
+    x1, y1, x2, y2 = row.box_px
+    share = max((x2 - x1) / row.width, (y2 - y1) / row.height)
+    share_shown = max(ZOOM_CONTEXT * share, ZOOM_LEAST_PX / max(row.width, row.height))
+    if share >= ZOOM_BELOW or share_shown >= 1:
+        return None
+    width, height = math.ceil(share_shown * row.width), math.ceil(share_shown * row.height)
+    left = min(max(0, round((x1 + x2 - width) / 2)), row.width - width)
+    top = min(max(0, round((y1 + y2 - height) / 2)), row.height - height)
+    return left, top, left + width, top + height
 
 
 def _short(text: str, longest: int = 16) -> str:

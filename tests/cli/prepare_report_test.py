@@ -9,19 +9,21 @@ from medloc_jax.data import annotated
 def test_reasons_that_differ_in_particulars_are_counted_together():
     refused = annotated.Refusals()
     for number in range(5):
-        refused.add(f"a/{number}.png", f"{number + 2} boxes answer 'x{number}': choose")
+        refused.add_question(f"a/{number}.png", f"{number + 2} boxes answer 'x{number}': choose")
     refused.add("t.csv", "no row", 7)
     refused.warn("w.png", "odd")
     assert prepare_report.counts_by_reason(refused) == {
-        "refused": {"a/0.png: 2 boxes answer 'x0': choose": 5, "t.csv:7: no row": 1},
+        "refused": {"t.csv:7: no row": 1},
+        "refused_questions": {"a/0.png: 2 boxes answer 'x0': choose": 5},
         "left_out": {},
         "warnings": {"w.png: odd": 1},
     }
     assert prepare_report.refused_text(refused).splitlines() == [
-        "6 refused, listed in refused.jsonl:",
-        "  a/0.png: 2 boxes answer 'x0': choose  (and 4 like it)",
+        "1 refused (files or lines):",
         "  t.csv:7: no row",
-        "1 to be looked at, listed in refused.jsonl:",
+        "5 refused (questions; what else is asked of their images stays):",
+        "  a/0.png: 2 boxes answer 'x0': choose  (and 4 like it)",
+        "1 to be looked at:",
         "  w.png: odd",
     ]
 

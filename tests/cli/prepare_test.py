@@ -86,6 +86,8 @@ def test_every_option_of_a_reader_is_a_flag_with_help(name, capsys):
     assert list(data_set.options) == options
     assert prepare.main([name, "--help"]) == 0
     shown = capsys.readouterr().out
+    assert shown.startswith(f"medloc prepare {name} --source=DIR --out=DIR [FLAG...]")
+    assert "'' if left away" not in shown
     for flag in (*options, "source", "out", "one_box", "strict"):
         assert f"--{flag}" in shown
 
@@ -111,9 +113,12 @@ def test_ham10000_becomes_a_data_set_folder(ham, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("no_sheet")
-def test_a_split_by_image_counts_what_leaks_and_names_no_group(ham, tmp_path, capsys):
+def test_a_split_by_image_counts_what_leaks_and_parts_the_groups(ham, tmp_path, capsys):
     rows, statistics = _run("ham10000", ham, tmp_path / "out")
-    assert {row.group for row in rows} == {None}
+    parted = [row for row in rows if "@" in row.group]
+    assert parted and len(parted) == 2 * statistics["leakage"]["test"]["share_group_with_train"]
+    assert all(row.group.endswith(f"@{row.split}") for row in parted)
+    assert f"in several splits: {len(parted) // 2}" in (tmp_path / "out/statistics.md").read_text()
     assert "not the paper's Table 5" in statistics["split_rule"]
     assert statistics["leakage"]["test"]["share_group_with_train"] > 0
     assert "--split=group keeps each lesion" in capsys.readouterr().out
@@ -163,7 +168,7 @@ def test_a_damaged_file_is_refused_reported_and_stops_a_strict_run(ham, tmp_path
     (line,) = _refused(tmp_path / "out")
     assert line["kind"] == "refused" and reason in line["reason"]
     assert sum(statistics["refused"].values()) == 1
-    assert "1 refused, listed in refused.jsonl" in capsys.readouterr().out
+    assert "1 refused (files or lines), listed in refused.jsonl" in capsys.readouterr().out
     with pytest.raises(ValueError, match=reason) as error:
         _run("ham10000", ham, tmp_path / "strict", "--strict")
     assert "--strict stops at the first" in str(error.value)
@@ -237,7 +242,8 @@ def test_without_matplotlib_only_the_sheet_is_missing(ham, tmp_path, monkeypatch
     assert len(rows) == 12 and sorted(os.listdir(tmp_path / "out")) == [
         name for name in FILES if name != "overlay.png"
     ]
-    assert "pip install 'medloc_jax[report]'" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "No overlay.png" in shown and "pip install 'medloc_jax[report]'" in shown
 
 
 @pytest.mark.usefixtures("no_sheet")
@@ -260,6 +266,7 @@ def test_boxes_in_coco_are_asked_by_label_and_by_one_box_rule(tmp_path):
     assert len(rows) == 3 and {row.query for row in rows} == {"tumour"}
     (line,) = _refused(tmp_path / "out")
     assert "2 boxes answer 'tumour'" in line["reason"] and line["path"].endswith("0.png")
+    assert line["what"] == "question"
     rows, _ = _run("coco", source, tmp_path / "union", "--one_box=union")
     assert len(rows) == 4 and rows[0].box_px == (0, 0, 11, 11)
 
@@ -294,6 +301,16 @@ def test_dicom_becomes_png_without_the_patients_tags(tmp_path):
         assert not any(word in path.read_bytes() for word in (b"Doe", b"4711")), path
     with pytest.raises(ValueError, match="no image in it can be used"):
         _run("dicom", source, tmp_path / "link", "--query=calcaneus", "--images=link")
+
+
+@pytest.mark.usefixtures("no_sheet")
+def test_what_has_no_word_of_heel_is_not_prepared_as_heel(tmp_path):
+    source = tmp_path / "set"
+    drawn_data.write_image(source / "a.png")
+    (source / "boxes.csv").write_text("image,x1,y1,x2,y2,label\na.png,1,2,11,12,malignant\n")
+    with pytest.raises(ValueError, match="not known as HEEL.*`medloc prepare csv`"):
+        _run("heel", source, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["set"]
 
 
 @pytest.mark.usefixtures("no_sheet")

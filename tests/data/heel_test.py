@@ -102,6 +102,17 @@ def test_the_class_of_the_boxes_where_the_path_has_none(tmp_path):
     assert [image.targets[0].label for image in found] == ["Normal", "Sever", "calcaneus"]
 
 
+@pytest.mark.parametrize("words", ["normal", "Heel_Spurs", "severs", "abnormal", "heel"])
+def test_without_a_word_for_a_class_it_is_not_heel(tmp_path, words):
+    draw(tmp_path, "images/1.png")
+    (tmp_path / "boxes.csv").write_text(f"image,x1,y1,x2,y2,label\n1.png,1,2,9,9,{words}\n")
+    if words in ("abnormal", "heel"):
+        with pytest.raises(ValueError, match=rf"\(labels: {words}\); .*`medloc prepare csv`"):
+            heel.read(tmp_path, annotated.Refusals())
+    else:
+        assert len(heel.read(tmp_path, annotated.Refusals())) == 1
+
+
 def test_boxes_as_fractions_in_a_csv_need_their_unit(tmp_path):
     draw(tmp_path, "Normal/1.png")
     (tmp_path / "boxes.csv").write_text("image,x1,y1,x2,y2\n1.png,0.25,0.5,0.75,1.0\n")

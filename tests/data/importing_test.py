@@ -9,7 +9,7 @@ from pathlib import Path
 import drawn_data
 import pytest
 
-from medloc_jax.data import annotated, examples, importing
+from medloc_jax.data import annotated, examples, importing, output_folder
 
 BOX = (1.0, 2.0, 20.0, 22.0)
 
@@ -45,7 +45,7 @@ def _write(out, images, *, placement="copy", splits=None):
     asked = importing.ask_all(
         checked, refused, query=None, default_query="skin lesion", one_box="refuse"
     )
-    with importing.new_folder(out) as folder:
+    with output_folder.new_folder(out, overwrite=True, say=print) as folder:
         importing.write_manifest(
             *(folder, checked, splits or ["train"] * len(checked), asked),
             source="drawn",
@@ -122,58 +122,13 @@ def test_one_file_is_copied_once_for_several_questions(tmp_path, images):
     assert len(os.listdir(tmp_path / "out" / "images")) == 1
 
 
-def test_groups_are_named_unless_one_crosses(tmp_path):
+def test_a_group_in_several_splits_is_one_group_a_split(tmp_path):
     paths = [drawn_data.write_image(tmp_path / f"{name}.png") for name in "abc"]
     images = [_image(p, group=g) for p, g in zip(paths, ("g", "g", "h"), strict=True)]
     rows = _write(tmp_path / "one", images, splits=["train", "train", "test"])
     assert [row.group for row in rows] == ["g", "g", "h"]
     rows = _write(tmp_path / "two", images, splits=["train", "test", "test"])
-    assert [row.group for row in rows] == [None] * 3
-
-
-def test_a_folder_is_whole_or_not_there(tmp_path):
-    out = tmp_path / "out"
-    with pytest.raises(RuntimeError), importing.new_folder(out) as folder:
-        (folder / "half").write_text("")
-        raise RuntimeError
-    assert os.listdir(tmp_path) == []
-    with importing.new_folder(out) as folder:
-        assert not out.exists()
-        (folder / "whole").write_text("")
-    assert os.listdir(out) == ["whole"] and os.listdir(tmp_path) == ["out"]
-
-
-def test_only_what_was_written_here_is_replaced(tmp_path, images):
-    source, out = tmp_path / "set", tmp_path / "out"
-    importing.check_target(out, source, overwrite=False)
-    _write(out, images)
-    with pytest.raises(ValueError, match="holds a data set already.*--overwrite"):
-        importing.check_target(out, source, overwrite=False)
-    importing.check_target(out, source, overwrite=True)
-    _write(out, images[:1])
-    assert sorted(os.listdir(out / "images")) == ["a.png"]
-    assert sorted(os.listdir(tmp_path)) == ["out", "set"]
-    (out / importing.STATISTICS_NAME).write_text("{}")
-    with pytest.raises(ValueError, match="is not empty and was not written here"):
-        importing.check_target(out, source, overwrite=True)
-
-
-def test_what_a_killed_run_left_is_said(tmp_path):
-    out = tmp_path / "out"
-    (tmp_path / ".out.unfinished").mkdir()
-    with pytest.raises(ValueError, match=".out.unfinished: is left over"):
-        importing.check_target(out, tmp_path / "set", overwrite=False)
-    importing.check_target(out, tmp_path / "set", overwrite=True)
-    with importing.new_folder(out):
-        pass
-    assert os.listdir(tmp_path) == ["out"]
-
-
-@pytest.mark.parametrize(("out", "source"), [("a", "a"), ("a/b", "a"), ("a", "a/b")])
-def test_the_source_is_never_written_into(tmp_path, out, source):
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    with pytest.raises(ValueError, match="lie in each other"):
-        importing.check_target(tmp_path / out, tmp_path / source, overwrite=True)
+    assert [row.group for row in rows] == ["g@train", "g@test", "h"]
 
 
 def test_the_record_lists_everything_by_kind(tmp_path):
@@ -181,14 +136,24 @@ def test_the_record_lists_everything_by_kind(tmp_path):
     refused.add("a.csv", "bad", 3)
     refused.leave_out("b.png", "a rule")
     refused.warn("c.png", "odd")
+    refused.add_question("d.png", "two boxes")
+    refused.add("e.png", "broken")
     importing.write_record(tmp_path, {"seed": 42}, refused)
     lines = (tmp_path / importing.REFUSED_NAME).read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"kind": "refused", "path": "a.csv", "reason": "bad", "line": 3},
-        {"kind": "left_out", "path": "b.png", "reason": "a rule", "line": None},
-        {"kind": "warning", "path": "c.png", "reason": "odd", "line": None},
+        {"kind": "refused", "path": "a.csv", "reason": "bad", "line": 3, "what": "line"},
+        {
+            "kind": "refused",
+            "path": "d.png",
+            "reason": "two boxes",
+            "line": None,
+            "what": "question",
+        },
+        {"kind": "refused", "path": "e.png", "reason": "broken", "line": None, "what": "file"},
+        {"kind": "left_out", "path": "b.png", "reason": "a rule", "line": None, "what": "file"},
+        {"kind": "warning", "path": "c.png", "reason": "odd", "line": None, "what": "file"},
     ]
-    assert json.loads((tmp_path / importing.STATISTICS_NAME).read_text())["seed"] == 42
+    assert json.loads((tmp_path / output_folder.STATISTICS_NAME).read_text())["seed"] == 42
 
 
 def _ask(images, one_box, query=None):
@@ -212,6 +177,8 @@ def test_what_a_one_box_rule_does_is_said(images):
     several = [_image(path, boxes=[BOX, (0.0, 0.0, 5.0, 5.0)]), images[1]]
     asked, refused = _ask(several, "refuse")
     assert list(asked) == ["sub/a"] and "2 boxes answer 'nv'" in refused.all[0].reason
+    assert refused.all[0].what == "question"
+    assert refused.notes == ["Images without a question left, and so not in the manifest: 1."]
     _, refused = _ask(several, "largest")
     assert refused.notes == [
         "1 images have several boxes for a question; --one_box=largest has made one of them."

@@ -7,7 +7,9 @@ from pathlib import Path
 import drawn_data
 import pytest
 
-from medloc_jax.data import splits
+from medloc_jax.data import examples, splits
+
+SPLITS = examples.SPLITS
 
 
 def _split(name, images, *, data_set="any", test_fraction=None, seed=42):
@@ -103,10 +105,40 @@ def test_no_group_is_in_two_splits(ham, seed):
     counts = collections.Counter(image.label for image in ham)
     for name, count in _counts(ham, found, "test").items():
         assert abs(count - 0.2 * counts[name]) < 1.5
-    assert splits.drop_crossing_groups(ham, found.splits) == ham
-    by_image = _split("image", ham, seed=seed)
-    assert splits.crossing_groups(ham, by_image.splits)
-    assert {i.group for i in splits.drop_crossing_groups(ham, by_image.splits)} == {None}
+    assert splits.part_crossing_groups(ham, found.splits) == ham
+
+
+def test_groups_in_several_splits_are_parted_and_val_is_cut_by_lesion(ham):
+    found = _split("paper", ham, data_set="ham10000")
+    crossing = splits.crossing_groups(ham, found.splits)
+    parted = splits.part_crossing_groups(ham, found.splits)
+    assert crossing and not splits.crossing_groups(parted, found.splits)
+    for before, after, split in zip(ham, parted, found.splits, strict=True):
+        name = f"{before.group}@{split}" if before.group in crossing else before.group
+        assert after == dataclasses.replace(before, group=name)
+
+    def in_both(images):
+        """The lesions that a val cut from train has images of, and the rest of train as well."""
+        rows = [
+            examples.Example(
+                *(image.id, image.image_path.name, 40, 30, "lesion", ((1.0, 2.0, 11.0, 12.0),)),
+                *(image.label, split, image.group, "drawn"),
+            )
+            for image, split in zip(images, found.splits, strict=True)
+        ]
+        lesions = {image.id: image.group for image in ham}
+        cut = examples.cut_val(rows, 0.1, 42)
+        of = {name: {lesions[row.id] for row in cut if row.split == name} for name in SPLITS}
+        return of["train"] & of["val"]
+
+    assert in_both(parted) == set()
+    assert in_both([dataclasses.replace(image, group=None) for image in ham])  # it could fail
+
+
+def test_a_parted_group_never_takes_the_name_of_another():
+    images = drawn_data.annotated_images(["a"] * 3, groups=["g", "g", "g@train"])
+    parted = splits.part_crossing_groups(images, ["train", "test", "test"])
+    assert [image.group for image in parted] == ["g@@train", "g@@test", "g@train"]
 
 
 def test_large_groups_stay_whole_even_where_the_quota_is_missed():

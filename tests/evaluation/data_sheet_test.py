@@ -114,12 +114,14 @@ def test_the_page_holds_the_numbers():
         **{"data_set": "drawn", "command": "medloc prepare drawn", "seed": 42, "query": "lesion"},
         **{"split_rule": "by hand", "one_box": "refuse", "notes": ["A fact."], "licence": "Mine."},
         **{"refused": {"a.csv:3: bad": 7}, "left_out": {}, "warnings": {"b.png: odd": 1}},
+        "refused_questions": {"c.png: two": 2},
     }
     page = data_sheet.to_markdown(summary)
     assert "| nv | 10 | 4 | 14 |" in page
     assert "| **images** | **30** | **10** | **40** |" in page
     assert "Split: by hand. Seed 42." in page and "A fact." in page
-    assert "## Refused\n\n* 7 x a.csv:3: bad\n" in page
+    assert "## Refused files and lines\n\n* 7 x a.csv:3: bad\n" in page
+    assert "## Refused questions\n\n* 2 x c.png: two\n" in page
     assert "## Taken, to be looked at\n\n* 1 x b.png: odd\n" in page
     assert "Left out" not in page and "No file was refused" not in page
     assert f"A@0.5 {100 * summary['floor']['a50']:.1f}" in page
@@ -141,6 +143,45 @@ def test_the_sheet_shows_extremes_and_every_class_and_nothing_twice():
     assert chosen != data_sheet.choose_examples(rows, seed=2)
     assert chosen == data_sheet.choose_examples(rows, seed=1)
     assert list(data_sheet.choose_examples(rows[:1], seed=1)) == ["smallest"]
+
+
+@pytest.mark.parametrize(
+    ("box", "view"),
+    [
+        ((300.0, 200.0, 340.0, 220.0), (240, 150, 400, 270)),  # 4 times 40 of 640, in the middle
+        ((0.0, 470.0, 40.0, 480.0), (0, 360, 160, 480)),  # moved into the image
+        ((300.0, 200.0, 302.0, 202.0), (277, 183, 325, 219)),  # 48 px at least
+        ((300.0, 200.0, 380.0, 202.0), None),
+        ((0.0, 0.0, 640.0, 480.0), None),
+    ],
+)
+def test_small_boxes_are_zoomed(box, view):
+    row = dataclasses.replace(_rows(1, width=640, height=480)[0], boxes_px=(box,))
+    assert data_sheet.zoom(row) == view
+    small = dataclasses.replace(_rows(1)[0], boxes_px=((0.0, 0.0, 1.0, 1.0),))
+    assert data_sheet.zoom(small) is None  # 40 x 30 px: less than is shown at least
+
+
+def test_a_zoomed_box_leaves_its_target_in_sight(tmp_path):
+    """A red target of 8 px in 640: under its own line it would not be seen."""
+    image = Image.new("RGB", (640, 480), (90, 90, 90))
+    image.paste((250, 0, 0), (100, 60, 108, 68))
+    image.save(tmp_path / "a.png")
+    row = dataclasses.replace(
+        _rows(1, width=640, height=480, folder=str(tmp_path))[0],
+        image="a.png",
+        boxes_px=((100.0, 60.0, 108.0, 68.0),),
+    )
+    data_sheet.draw_overlay(tmp_path / "sheet.png", [row] * 2, seed=1)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB"), np.int64)
+    red = (pixels[..., 0] > 200) & (pixels[..., 1] < 60)
+    ys, xs = np.nonzero(red)
+    assert red.sum() > 300
+    middle = np.array([ys.mean(), xs.mean()])
+    green = np.abs(pixels - (0, 158, 115)).max(axis=-1) < 10
+    ys, xs = np.nonzero(green)
+    assert ys.min() < middle[0] < ys.max() and xs.min() < middle[1] < xs.max()
 
 
 def test_the_sheet_is_drawn_with_true_boxes_only(tmp_path):
