@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saving, restoring, keeping, falling back, and a full disk."""
 
+import asyncio
 import json
 import logging
 import os
@@ -356,6 +357,47 @@ def test_what_is_saved_in_blocks_is_an_ordinary_checkpoint(tmp_path):
     assert restored.step == 5 and restored.host_state == {"x": 1}
     wanted = jax.tree.map(lambda x: x.astype(np.float32), arrays)
     _assert_equal(restored.arrays["params"], wanted)
+
+
+def test_an_exception_of_the_blocks_waits_for_what_is_being_written(tmp_path, monkeypatch):
+    finished = []
+
+    class Write:
+        def __await__(self):
+            yield from asyncio.sleep(0.01).__await__()
+            finished.append(1)
+
+    class Store:
+        def __getitem__(self, _):
+            return self
+
+        def write(self, *_args, **_kwargs):
+            return Write()
+
+    async def create(*_):
+        return Store()
+
+    def blocks():
+        for i in range(3):
+            yield (i,), np.zeros(1)
+        assert not finished  # all three wait
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(checkpoint, "_create", create)
+    tree = {"a": checkpoint.Blocks((4,), np.dtype(float), (1,), blocks)}
+    with pytest.raises(RuntimeError, match="no more"):
+        checkpoint.save_blocks(tmp_path / "run" / "0", "params", tree, {})
+    assert len(finished) == 3
+
+
+def test_a_changed_byte_of_what_was_saved_in_blocks_is_noticed(tmp_path):
+    array = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    checkpoint.save_blocks(tmp_path / "5", "params", {"a": _blocks(array, (64, 64), 64)}, {})
+    (file,) = [p for p in tmp_path.rglob("d/*") if array.tobytes()[:64] in p.read_bytes()][:1]
+    content = file.read_bytes()
+    file.write_bytes(content.replace(array.tobytes()[:64], bytes(64)))
+    with pytest.raises(ValueError, match="can be read"):
+        checkpoint.load_item(tmp_path / "5", "params", _like({"a": array}))
 
 
 def test_parts_of_a_saved_array_are_read(tmp_path, monkeypatch):

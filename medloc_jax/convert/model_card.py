@@ -38,18 +38,18 @@ class Card:
     Attributes:
         name: the title.
         config: of the model.
-        run: the run's config.json.
+        run: the run's config.json; None: it is lost.
         step: of the checkpoint.
-        workdir: of the run; its eval folder is read.
-        prompt: a user text of the run's template.
+        workdir: of the run; its eval folder is read. None: it is unknown.
+        prompt: a user text of training, maybe with {query} for what is sought; "": unknown.
         dtype: of the weights.
     """
 
     name: str
     config: model_config.ModelConfig
-    run: dict[str, Any]
+    run: dict[str, Any] | None
     step: int
-    workdir: Path
+    workdir: Path | None
     prompt: str
     dtype: str
 
@@ -63,44 +63,48 @@ def render(card: Card) -> str:
     if size in _LICENCES:
         front.append(f"base_model: Qwen/Qwen2.5-VL-{size.upper()}-Instruct")
     front += ["tags:", "- medical", "- visual-grounding", "---", ""]
-    method = str(card.run.get("method", "")).upper()
-    lines = [
-        f"# {card.name}",
-        "",
+    what = (
         f"A Qwen2.5-VL model ({model_config.num_parameters(card.config):,} parameters, "
-        f"{card.dtype}) that answers a sentence about a medical image with a box. Trained by "
-        f"medloc_jax ({method}), step {card.step}.",
-        "",
-        "For research. It is not a medical device, and no diagnosis may rest on it.",
-        "",
-        "## Use",
-        "",
-        "`AutoModelForImageTextToText.from_pretrained` and vLLM read this folder as it is. The box "
-        "is in pixels of the image as the processor resizes it. The user text of training, one "
-        "image before it:",
-        "",
-        *(f"    {line}" for line in card.prompt.splitlines()),
-        "",
-        "## Results",
-        "",
-        *_results(card),
-        "",
-        "## Data",
-        "",
-        *_data(card.run),
-        "",
-        "## Licence",
-        "",
-        *_licence(size),
-        "",
-        "## Configuration of the run",
-        "",
-        "```json",
-        json.dumps(card.run, indent=2, ensure_ascii=False),
-        "```",
-        "",
-    ]
+        f"{card.dtype})"
+    )
+    lines = [f"# {card.name}", ""]
+    if card.run is None:
+        lines += [
+            f"{what} from a checkpoint of medloc_jax, step {card.step}. The configuration of the "
+            "run that wrote it is missing: how it was trained, on which data and how it wants to "
+            "be asked is not known here, nor how well it does. The tokenizer and the settings of "
+            "the processor are the base model's.",
+        ]
+    else:
+        method = str(card.run.get("method", "")).upper()
+        lines += [
+            f"{what} that answers a sentence about a medical image with a box. Trained by "
+            f"medloc_jax ({method}), step {card.step}.",
+        ]
+    lines += ["", "For research. It is not a medical device, and no diagnosis may rest on it.", ""]
+    lines += ["## Use", "", *_use(card), ""]
+    if card.run is not None:
+        lines += ["## Results", "", *_results(card), "", "## Data", "", *_data(card.run), ""]
+    lines += ["## Licence", "", *_licence(size), ""]
+    if card.run is not None:
+        content = json.dumps(card.run, indent=2, ensure_ascii=False)
+        lines += ["## Configuration of the run", "", "```json", content, "```", ""]
     return "\n".join(front + lines)
+
+
+def _use(card: Card) -> list[str]:
+    lines = [
+        "`AutoModelForImageTextToText.from_pretrained` reads this folder as it is. It is written "
+        "for vLLM's loader, too; it was not tried there."
+    ]
+    if not card.prompt:
+        return lines
+    if "{query}" in card.prompt:
+        asked = "The user text, with {query} for what is sought, one image before it:"
+    else:
+        asked = "A user text of training, one image before it:"
+    lines[0] += f" The box is in pixels of the image as the processor resizes it. {asked}"
+    return [*lines, "", *(f"    {line}" for line in card.prompt.splitlines())]
 
 
 def base_size(config: model_config.ModelConfig) -> str:
@@ -113,6 +117,7 @@ def base_size(config: model_config.ModelConfig) -> str:
 
 def _results(card: Card) -> list[str]:
     found = {}
+    assert card.workdir is not None
     for path in sorted((card.workdir / "eval").glob(f"*-{card.step}/metrics.json")):
         try:
             found[path.parent.name.rpartition("-")[0]] = json.loads(path.read_text())

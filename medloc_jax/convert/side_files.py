@@ -88,11 +88,43 @@ def read_run(path: Path) -> Run | None:
         ) from error
 
 
-def copy_published(source: Path, target: Path) -> list[str]:
-    """Copies everything that belongs beside the weights, config.json included; their names."""
-    ours = ("README.md", TRAINING_FILE)
-    names = ("config.json", "generation_config.json", *ours, *_TOKENIZER, *_PROCESSOR)
-    return _copy(source, target, (*names, *_LEGAL))
+def copy_published(source: Path, target: Path, *, with_description: bool = True) -> list[str]:
+    """Copies everything that belongs beside the weights, config.json included; their names.
+
+    Args:
+        source: the folder that has it.
+        target: where to.
+        with_description: also what is true of the source's weights alone: README.md and how they
+            were trained to be asked.
+    """
+    names = ("config.json", "generation_config.json", *_TOKENIZER, *_PROCESSOR)
+    ours = ("README.md", TRAINING_FILE) if with_description else ()
+    return _copy(source, target, (*names, *ours, *_LEGAL))
+
+
+def missing(folder: Path) -> list[str]:
+    """What a written folder should have and has not, and what will not work without it."""
+
+    def has(*names: str) -> bool:
+        return any((folder / name).is_file() for name in names)
+
+    found = []
+    if not _has_tokenizer(folder):
+        found.append(
+            "tokenizer.json (nor vocab.json): `medloc predict`, training from it, AutoTokenizer "
+            "and vLLM will not work; copy the base model's tokenizer files there"
+        )
+    elif not has("chat_template.json", "chat_template.jinja") and not _has_template(folder):
+        found.append(
+            "chat template: `medloc predict`, training from it, apply_chat_template and vLLM's "
+            "chat will not work; copy the base model's tokenizer_config.json there"
+        )
+    if not has("preprocessor_config.json", "processor_config.json"):
+        found.append(
+            "preprocessor_config.json: AutoImageProcessor, AutoProcessor and vLLM will not work; "
+            "copy the base model's there"
+        )
+    return found
 
 
 def set_dtype(folder: Path, dtype: np.dtype) -> None:
@@ -194,6 +226,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
+
+
+def _has_template(folder: Path) -> bool:
+    try:
+        content = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return "chat_template" in content
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:

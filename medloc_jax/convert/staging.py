@@ -5,11 +5,13 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _SUFFIX = ".partial"
 _MARK = ".medloc_convert"  # lies in what we are still writing, and only there
+_ATTEMPTS, _PAUSE = 20, 0.1  # to delete a folder, and seconds between them
 
 
 def check_target(target: Path) -> None:
@@ -22,6 +24,21 @@ def check_target(target: Path) -> None:
         raise ValueError(f"{target} is a file: name a folder")
     if target.is_dir() and any(target.iterdir()) and not _is_leftover(target):
         raise ValueError(f"{target} is not empty: name another folder, or empty it first")
+
+
+def check_apart(source: Path, target: Path) -> None:
+    """Refuses a target that lies in the source, and the reverse.
+
+    Raises:
+        ValueError: one is the other, or lies in it.
+    """
+    outer, inner = source.resolve(), target.resolve()
+    if inner == outer:
+        raise ValueError(f"{target} is the source itself: name another folder")
+    if outer in inner.parents:
+        raise ValueError(f"target {target} lies inside the source {source}: name one outside it")
+    if inner in outer.parents:
+        raise ValueError(f"source {source} lies inside the target {target}: name another target")
 
 
 def check_room(target: Path, num_bytes: int) -> None:
@@ -42,11 +59,15 @@ def check_room(target: Path, num_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def folder(target: Path) -> Iterator[Path]:
+def folder(target: Path, check: Callable[[], object] = lambda: None) -> Iterator[Path]:
     """Gives a folder to write into, beside the target, and its name when all went well.
 
     What an interrupted conversion has left is removed, with a note. On an exception nothing is
     left; a killed process leaves only the folder beside the target.
+
+    Args:
+        target: as it will be called.
+        check: called while the finished folder is sent to the disk; may raise.
 
     Raises:
         ValueError: as `check_target`; something else has the name of the folder beside it.
@@ -56,22 +77,50 @@ def folder(target: Path) -> Iterator[Path]:
     for leftover in (target, partial):
         if _is_leftover(leftover):
             print(f"{leftover}: removed, an interrupted conversion had left it")
-            shutil.rmtree(leftover)
+            if not _remove(leftover):
+                raise ValueError(f"{leftover} cannot be removed: remove it by hand")
+    if partial.is_dir() and not any(partial.iterdir()):
+        partial.rmdir()
     if partial.exists():
         raise ValueError(f"{partial} is in the way: move it")
     partial.mkdir(parents=True)
     try:
         (partial / _MARK).touch()
         yield partial
-        _sync_tree(partial)
+        _sync_tree(partial, check)
         (partial / _MARK).unlink()
         if target.is_dir():
             target.rmdir()
         partial.rename(target)
         _sync(target.absolute().parent)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         raise
+
+
+def _remove(top: Path) -> bool:
+    """Deletes a folder, the mark last: what cannot be deleted is known for ours; whether it went.
+
+    A thread that has not heard of the end may write into it meanwhile, so more than once.
+    """
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE)
+        try:
+            for entry in list(top.iterdir()):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name != _MARK:
+                    entry.unlink()
+            (top / _MARK).unlink(missing_ok=True)
+            top.rmdir()
+            return True
+        except OSError:
+            if not top.exists():
+                return True
+            with contextlib.suppress(OSError):
+                (top / _MARK).touch()
+    return False
 
 
 def _partial(target: Path) -> Path:
@@ -93,9 +142,10 @@ def _leftover_bytes(target: Path) -> int:
     )
 
 
-def _sync_tree(top: Path) -> None:
+def _sync_tree(top: Path, check: Callable[[], object]) -> None:
     """Sends all of it to the disk: a rename may otherwise come before what it names."""
     for path in [*top.rglob("*"), top]:
+        check()
         _sync(path)
 
 

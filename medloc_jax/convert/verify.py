@@ -7,6 +7,7 @@ Both sides read their own weights: transformers the Hugging Face folder, ours wh
 """
 
 import dataclasses
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from medloc_jax.model import geometry, qwen2_5_vl
 # different order stay under a tenth of it for the published sizes; a wrong transform exceeds it a
 # thousandfold.
 TOLERANCE = 1e-3
+_MODEL_MODULE = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"
 _GRID = (1, 12, 18)  # patches: no square, no whole number of windows
 _TEXT_BEFORE, _TEXT_AFTER = 6, 9  # tokens
 
@@ -56,12 +58,24 @@ class Report:
 
 
 def check_installed() -> None:
-    """Raises a ValueError where torch is not installed."""
+    """Raises a ValueError where transformers' model cannot be had: before hours, not after."""
     if importlib.util.find_spec("torch") is None:
         raise ValueError(
             "--verify compares with transformers on torch, which is not installed: `pip install "
             "torch`, or leave --verify out"
         )
+    try:
+        # transformers imports a class, and torchvision with it, when it is first looked up.
+        module = importlib.import_module(_MODEL_MODULE)
+        importlib.import_module("torch")
+        module.Qwen2_5_VLForConditionalGeneration  # noqa: B018
+    except Exception as error:  # a broken installation raises anything
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            "--verify compares with transformers on torch, and its Qwen2.5-VL cannot be imported "
+            f"({type(error).__name__}: {reason}): install versions of torch, torchvision and "
+            "transformers that fit together, or leave --verify out"
+        ) from error
 
 
 def memory_bytes(config: model_config.ModelConfig) -> int:

@@ -8,10 +8,11 @@ real one. transformers is imported only for a folder: it takes seconds, and load
 their tokenizer pickled.
 """
 
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +290,8 @@ def load(folder: str | os.PathLike[str] = "", config: ModelConfig | None = None)
 def _from_folder(folder: Path) -> tuple[Backend, str]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such tokenizer folder")
-    import transformers  # seconds: only where a real tokenizer is asked for
+    with _without_advice():
+        import transformers  # seconds: only where a real tokenizer is asked for
 
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(
@@ -309,6 +311,21 @@ def _from_folder(folder: Path) -> tuple[Backend, str]:
     if not isinstance(template, str):
         raise ValueError(f"{folder}: has no chat_template, in tokenizer_config.json or by itself")
     return backend, template
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without transformers' advice that its models need PyTorch. Its warnings stay."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @functools.lru_cache(maxsize=1)

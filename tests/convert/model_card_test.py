@@ -21,6 +21,24 @@ def card(tmp_path, size="tiny", step=300):
     )
 
 
+def test_a_lost_configuration_is_said_and_nothing_made_up(tmp_path):
+    config = model_config.PRESETS["3b"]
+    text = model_card.render(model_card.Card("my model", config, None, 7, None, "", "bfloat16"))
+    assert "configuration of the run that wrote it is missing" in text.replace("\n", " ")
+    for words in ("Trained by", "## Results", "## Data", "user text", "```"):
+        assert words not in text
+    assert "Qwen Research License" in text and "not a medical device" in text
+
+
+def test_a_template_is_called_one(tmp_path):
+    config = model_config.PRESETS["tiny"]
+    made = model_card.Card("m", config, RUN, 7, tmp_path, "Find {query}.", "bfloat16")
+    assert "with {query} for what is sought" in model_card.render(made)
+    text = card(tmp_path)
+    assert "A user text of training" in text and "{query}" not in text
+    assert "was not tried there" in text
+
+
 def write_metrics(tmp_path, name, metrics):
     folder = tmp_path / "eval" / name
     folder.mkdir(parents=True)

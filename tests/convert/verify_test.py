@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: The medloc_jax authors
 # SPDX-License-Identifier: Apache-2.0
+import importlib
 import importlib.util
+import types
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +21,28 @@ def test_without_torch_it_says_so(monkeypatch):
     )
     with pytest.raises(ValueError, match="which is not installed: `pip install torch`"):
         verify.check_installed()
+
+
+def test_a_torch_that_cannot_be_used_is_one_clear_line(monkeypatch):
+    module = types.ModuleType("modeling")
+
+    def broken(name):
+        raise RuntimeError("operator torchvision::nms\ndoes not exist")
+
+    module.__getattr__ = broken
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(importlib, "import_module", lambda _: module)
+    with pytest.raises(
+        ValueError, match="torchvision::nms does not exist.*leave --verify"
+    ) as error:
+        verify.check_installed()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parity
+def test_a_torch_that_works_is_let_through():
+    pytest.importorskip("torch")
+    verify.check_installed()
 
 
 def test_the_verdict():
