@@ -158,7 +158,7 @@ def _transformers(
     folder: Path, ids: list[int], pixels: np.ndarray, rounded: np.dtype | None
 ) -> np.ndarray:
     # Seconds to import; and only whoever asks for --verify needs torch.
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # an optional extra
     import transformers
 
     model = transformers.AutoModelForImageTextToText.from_pretrained(

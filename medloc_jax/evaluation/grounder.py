@@ -342,7 +342,7 @@ class Grounder:
 
             # XLA's CPU backend multiplies in float32, and would convert the stacks of all layers
             # outside of the loop over them: 3B in bfloat16 would take 22 GB instead of 9.
-            options = None
+            options: dict[str, str | bool] | None = None
             if jax.default_backend() == "cpu" and model.compute_dtype == jnp.bfloat16:
                 options = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
             lowered = jax.jit(answer_all).lower(*args)
