@@ -180,8 +180,8 @@ def initial_params(
         raise ValueError(f"model.init_from={source}: there is no such folder")
     if not checkpoint.is_checkpoint(source) and not parameters.is_hf_folder(source):
         raise ValueError(
-            f"model.init_from={source} holds no parameters: give a Hugging Face folder, a converted "
-            "one, the workdir of a run, its checkpoints folder, or one of its steps"
+            f"model.init_from={source} holds no parameters: give a Hugging Face folder, a "
+            "converted one, the workdir of a run, its checkpoints folder, or one of its steps"
         )
     return parameters.load(source, model.config, params_struct(model, mesh))
 
