@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from medloc_jax.cli import verb_flags
 from medloc_jax.data import importing, questions, splits, synthetic
 
 
@@ -75,11 +76,8 @@ def of_reader(
 def help_text(name: str, values: flags.FlagValues) -> str:
     """Every flag with its default and what it is for."""
     source = " --source=DIR" if "source" in values else ""
-    lines = [f"medloc prepare {name}{source} --out=DIR [FLAG...]", ""]
-    for flag in values:
-        default = "" if values[flag].default in (None, "") else f" ({values[flag].default})"
-        lines.append(f"  --{flag}{default}: {values[flag].help}")
-    return "\n".join(lines)
+    usage = f"medloc prepare {name}{source} --out=DIR [FLAG...]"
+    return f"{usage}\n\n{verb_flags.help_text(values)}"
 
 
 def of_synthetic() -> flags.FlagValues:

@@ -13,7 +13,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -204,16 +204,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in content:
-                raise ValueError(f"{path}: tensor {key} is set twice in the header: keep one")
-            content[key] = value
-        return content
-
     try:
-        header = json.loads(text, object_pairs_hook=once)
+        header = json.loads(text, object_pairs_hook=_once(path, " in the header"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: the header is not JSON ({error}): download it again") from error
     if not isinstance(header, dict):
@@ -232,6 +224,20 @@ def read_header(path: Path) -> dict[str, Tensor]:
     if size > 8 + length + ends[-1][1]:
         raise ValueError(f"{path} is longer than its header says: download it again")
     return tensors
+
+
+def _once(path: Path, where: str = "") -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """A hook for JSON objects that refuses a key set twice, which a parser would hide."""
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in content:
+                raise ValueError(f"{path}: tensor {key} is set twice{where}: keep one")
+            content[key] = value
+        return content
+
+    return checked
 
 
 def _entry(path: Path, name: str, entry: Any, base: int) -> tuple[Tensor, int, int]:
@@ -271,14 +277,8 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
             raise ValueError(f"{folder} has no *.safetensors file: give a folder in that format")
         raise ValueError(f"{folder} has {len(present)} safetensors files but no {INDEX}: add it")
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for i, (key, _) in enumerate(sorted(pairs, key=lambda pair: pair[0])[1:]):
-            if key == sorted(name for name, _ in pairs)[i]:
-                raise ValueError(f"{index}: tensor {key} is set twice: keep one")
-        return dict(pairs)
-
     try:
-        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=once)
+        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_once(index))
         weight_map = dict(content["weight_map"])
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{index} is no index of safetensors files ({error!r})") from error

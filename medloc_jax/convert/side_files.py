@@ -150,7 +150,7 @@ def write_for_run(
     Args:
         run: the run.
         config: of its model.
-        base: of `find_base`.
+        base: of `run_model`.
         target: where to.
 
     Raises:

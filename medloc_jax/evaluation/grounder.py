@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image and one sentence in, a box out.
 
-grounder = medloc_jax.Grounder.load("runs/demo/grpo")
-grounding = grounder("image.png", "dark lesion")
-grounding.box_px        # xyxy in pixels of the stored image, or None
-grounding.overlay().save("box.png")
+    grounder = medloc_jax.Grounder.load("runs/demo/grpo")
+    grounding = grounder("image.png", "dark lesion")
+    grounding.box_px        # xyxy in pixels of the stored image, or None
+    grounding.overlay().save("box.png")
+
+What a group of answers means together is in `grounded.py`.
 """
 
 import contextlib
@@ -33,7 +35,6 @@ from medloc_jax.model import config as model_config
 from medloc_jax.model import geometry, processor, qwen2_5_vl, tokenizer
 from medloc_jax.sampling import groups
 
-TRAINING_FILE = side_files.TRAINING_FILE
 DEFAULT_TEMPLATE = "vlm_r1"
 DTYPES = ("float32", "bfloat16")
 # Of one call; each is compiled.
@@ -357,10 +358,7 @@ class Grounder:
         said = answer.parse(text)
         box_px, clipped = None, False
         if said.box is not None:
-            frame = question.frame
-            box_px, outside = boxes.clip_px(
-                boxes.to_original_px(said.box, frame), frame.width, frame.height
-            )
+            box_px, outside = boxes.to_clipped_px(said.box, question.frame)
             clipped = bool(outside)
         return grounded.Completion(
             text=text,
@@ -414,11 +412,12 @@ def _folder_facts(source: str | os.PathLike[str]) -> _Facts:
         )
     sizes = model_config.preset(str(folder))
     trained: dict[str, Any] = {}
-    if (folder / TRAINING_FILE).is_file():
+    told = folder / side_files.TRAINING_FILE
+    if told.is_file():
         try:
-            trained = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))
+            trained = json.loads(told.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{folder / TRAINING_FILE}: not JSON ({error}): remove it") from error
+            raise ValueError(f"{told}: not JSON ({error}): remove it") from error
     return _Facts(
         sizes,
         str(folder),

@@ -89,6 +89,17 @@ def clip_px(
     return np.clip(boxes_px, 0.0, limit), np.asarray(np.any(outside, axis=-1))
 
 
+def to_clipped_px(
+    box_resized_px: Float64[np.ndarray, "*batch 4"], frame: Frame
+) -> tuple[Float64[np.ndarray, "*batch 4"], Bool[np.ndarray, "*batch"]]:
+    """What a box that the model said means in the stored image: mapped first, clipped then.
+
+    Returns:
+        As `clip_px`.
+    """
+    return clip_px(to_original_px(box_resized_px, frame), frame.width, frame.height)
+
+
 def scale_about_centre(
     boxes_px: Float64[np.ndarray, "*batch 4"], factor: float, width: int, height: int
 ) -> Float64[np.ndarray, "*batch 4"]:

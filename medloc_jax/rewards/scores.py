@@ -101,8 +101,7 @@ def score_completions(
     for row, frame in enumerate(frames):
         for column, said in enumerate(answers[row]):
             if said.box is not None:
-                box_px = boxes.to_original_px(said.box, frame)
-                box_px, outside = boxes.clip_px(box_px, frame.width, frame.height)
+                box_px, outside = boxes.to_clipped_px(said.box, frame)
                 boxes_px[row, column], clipped[row, column] = box_px, outside
 
     completions = Completions(texts, boxes_px, target_boxes_px, template)

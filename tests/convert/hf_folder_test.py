@@ -146,6 +146,17 @@ def test_a_wrong_index_is_refused_by_name(tmp_path, breaks, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_key_twice_in_the_index_is_refused_by_name(tmp_path):
+    random_folders.write(tmp_path, SMALL, shards=2)
+    index = tmp_path / hf_folder.INDEX
+    key, value = next(iter(json.loads(index.read_text())["weight_map"].items()))
+    entry = f'"{key}": "{value}"'
+    assert entry in index.read_text()
+    index.write_text(index.read_text().replace(entry, f"{entry}, {entry}"))
+    with pytest.raises(ValueError, match=rf"index\.json: tensor {key} is set twice: keep one"):
+        hf_folder.open_folder(tmp_path, SMALL)
+
+
 def test_a_key_in_two_shards_is_refused_by_name(tmp_path):
     random_folders.write(tmp_path, SMALL, shards=2)
     file = tmp_path / "model-00002-of-00002.safetensors"

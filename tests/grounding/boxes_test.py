@@ -125,3 +125,13 @@ def test_scale_about_centre():
     np.testing.assert_allclose(boxes.scale_about_centre(box_px, 9.0, 100, 50), [0, 0, 100, 50])
     with pytest.raises(ValueError, match="positive"):
         boxes.scale_about_centre(box_px, 0.0, 100, 50)
+
+
+def test_a_said_box_is_mapped_before_it_is_clipped():
+    """The other way round, it would be cut at the edge of what the model sees."""
+    box, clipped = boxes.to_clipped_px(np.array([294.0, -4.0, 441.0, 500.0]), HAM)
+    np.testing.assert_allclose(box, [300.0, 0.0, 450.0, 450.0])
+    assert clipped
+    box, clipped = boxes.to_clipped_px(np.array([0.0, 0.0, 294.0, 224.0]), HAM)
+    np.testing.assert_allclose(box, [0.0, 0.0, 300.0, 225.0])
+    assert not clipped

@@ -20,8 +20,7 @@ from safetensors.numpy import save_file
 
 import medloc_jax
 from medloc_jax.cli import main
-from medloc_jax.convert import mapping
-from medloc_jax.evaluation import grounder
+from medloc_jax.convert import mapping, side_files
 from medloc_jax.model import config as model_config
 from medloc_jax.model import processor, qwen2_5_vl, tokenizer
 
@@ -122,5 +121,5 @@ def test_the_five_commands(tmp_path, monkeypatch, capsys):
     same_start = min(len(answers[run].token_ids), len(answers[BASE].token_ids))
     base = answers[BASE].token_logprobs[:same_start]
     assert not np.array_equal(base, answers[run].token_logprobs[:same_start])
-    told = json.loads((exported / grounder.TRAINING_FILE).read_text())
+    told = json.loads((exported / side_files.TRAINING_FILE).read_text())
     assert told == {"template": "vlm_r1", "max_completion_tokens": 6}
