@@ -19,17 +19,23 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "medloc_jax"
 
 # Who may import whom, besides itself: the parts of medloc_jax by name, or one module of a part.
-GROUND = ("grounding", "config", "sharding", "checkpoint", "distributed", "metric_writer")
+GROUND = (
+    *("grounding", "config", "sharding", "checkpoint", "distributed", "metric_writer"),
+    *("devices", "watchdog", "storage", "checkpoint_write"),
+)
 IDEAS = ("curriculum", "rl", "rewards", "model")
 MACHINERY = ("data", "sampling", "convert")
 HOST_MODEL = ("model.config", "model.geometry", "model.processor", "model.tokenizer")
 MAY_IMPORT = {
     **dict.fromkeys((*GROUND, "curriculum", "rl"), ()),
+    # Whoever reads or writes files of a run.
+    **dict.fromkeys(("config", "metric_writer", "checkpoint_write"), ("storage",)),
+    "checkpoint": ("storage", "checkpoint_write"),
     "rewards": ("grounding",),
-    "model": ("sharding",),
-    "data": ("grounding", *HOST_MODEL),
+    "model": ("sharding", "storage"),
+    "data": ("grounding", "storage", *HOST_MODEL),
     "sampling": ("model", "sharding"),
-    "convert": ("model", "checkpoint"),
+    "convert": ("model", "checkpoint", "storage"),
     "evaluation": (*GROUND, *IDEAS, *MACHINERY),
     "training": tuple(
         name
@@ -50,15 +56,18 @@ DOORS = {
     "grain": ("data.",),
     "orbax": ("checkpoint",),
     "tensorstore": ("checkpoint",),
+    "etils": ("checkpoint", "storage", "watchdog"),
+    "fsspec": ("storage",),
     "ml_collections": ("config", "cli."),
     "matplotlib": ("evaluation.report", "evaluation.plot", "evaluation.contact_sheet"),
     "tensorboardX": ("metric_writer",),
     "wandb": ("metric_writer",),
     "pydicom": ("data.dicom",),
+    "rich": ("cli.watch",),
 }
 
 # What runs on the host, in loader workers too: no JAX, not even through another of our modules.
-HOST_ONLY = ("grounding", "curriculum", "data", *HOST_MODEL)
+HOST_ONLY = ("grounding", "curriculum", "data", "storage", *HOST_MODEL)
 DEVICE_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax", "chex")
 
 # Sections of the run's config whose names are data: they are read all at once.
