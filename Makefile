@@ -23,9 +23,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 
 # Everything that needs no torch, no real checkpoint, no TPU compiler and no minutes.
-FAST := not (parity or slow or weights or tpu_compile)
+FAST := not (parity or slow or soak or weights or tpu_compile)
 
-.PHONY: venv demo test unit parity lint bench clean
+.PHONY: venv demo test unit parity tpu-compile faults soak lint bench clean
 
 venv: $(INSTALLED)
 
@@ -59,6 +59,21 @@ parity: $(INSTALLED)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) "$(TORCH)"
 	$(BIN)/python -c "import torch"
 	$(BIN)/python -m pytest -m parity -rs
+
+# The real TPU compiler, for slices that need not be there. RECORD=1 writes what it finds into
+# benchmarks/tpu_compile.json instead of only comparing. Skipped for want of libtpu is failed.
+tpu-compile: $(INSTALLED)
+	$(BIN)/python -c "import libtpu" 2>/dev/null || $(PIP) -e '.[tpu]'
+	$(BIN)/python -c "import libtpu"
+	$(if $(RECORD),MEDLOC_RECORD=$(RECORD)) $(BIN)/python -m pytest -m tpu_compile -rs tests/tpu
+
+# Processes that are killed, stopped or hang, broken files, NaN, full disks: what `test` leaves out.
+faults: $(INSTALLED)
+	$(BIN)/python -m pytest -m "faults and slow"
+
+# A run that is hit at twenty random moments, and one of two processes: a quarter of an hour or more.
+soak: $(INSTALLED)
+	$(BIN)/python -m pytest -m soak -s
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,9 +2,10 @@
 # SPDX-FileCopyrightText: The medloc_jax authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Runs one command as N processes of one distributed run on this machine.
+# Runs `medloc train`, or another command, as N processes of one distributed run on this machine.
 #
-#   launch/local.sh 2 medloc train --config=configs/demo.py --workdir=runs/two
+#   launch/local.sh 2 --config=configs/demo.py --workdir=runs/two
+#   launch/local.sh 2 medloc evaluate --workdir=runs/two
 #
 # Output lines carry the number of their process. When one process fails the others are ended, and
 # its exit status is the script's. On CPU, XLA_FLAGS=--xla_force_host_platform_device_count=4 gives
@@ -12,11 +13,14 @@
 set -euo pipefail
 
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
-  echo "usage: $0 NUM_PROCESSES COMMAND [ARGUMENT...]" >&2
+  echo "usage: $0 NUM_PROCESSES --FLAG... | COMMAND [ARGUMENT...]" >&2
   exit 2
 fi
 num_processes=$1
 shift
+if [[ $1 == --* ]]; then
+  set -- "${PYTHON:-python3}" -m medloc_jax train "$@"
+fi
 
 port=$("${PYTHON:-python3}" -c '
 import socket
@@ -46,9 +50,13 @@ clean_up() {
     sleep 0.2
   done
   end_all KILL
-  # A process that was ended before it opened its pipe leaves a printer that waits for a writer.
-  for pipe in "$pipes"/*; do
-    [[ -p $pipe ]] && : <>"$pipe"
+  # A process that was ended before it opened its pipe leaves a printer that waits for a writer, or
+  # that will: again and again, for on a busy machine a printer may come later than this line.
+  while printers_left; do
+    for pipe in "$pipes"/*; do
+      [[ ! -p $pipe ]] || : <>"$pipe"
+    done
+    sleep 0.02
   done
   wait ${printers[@]+"${printers[@]}"} 2>/dev/null || true
   rm -rf "$pipes"
@@ -58,6 +66,14 @@ any_left() {
   local pid
   for pid in ${pids[@]+"${pids[@]}"}; do
     kill -0 -- "-$pid" 2>/dev/null && return 0
+  done
+  return 1
+}
+
+printers_left() {
+  local pid
+  for pid in ${printers[@]+"${printers[@]}"}; do
+    kill -0 "$pid" 2>/dev/null && return 0
   done
   return 1
 }

@@ -10,8 +10,12 @@ leaves nothing that looks whole.
 Trees are stored as nested dicts named by their paths, so that a tuple, a named tuple or an optax
 state reads back into whatever structure the reader asks for, as long as the names agree.
 
-Saving is synchronous: for the models of this repository it takes a tenth of a second, and an error
-(a full disk) belongs to the step that caused it.
+Saving is synchronous, or in the background: then a save that is due waits for the one before it,
+the last one of a run is waited for, and what goes wrong is told with the step that it belongs to
+(checkpoint_write.py has how).
+
+The folder may lie in an object store (gs://, s3://). Nothing can be renamed there: a step is there
+when its last file, COMMITTED, is.
 
 `save_blocks` and `open_item` write and read arrays block by block, for models of which not one
 stacked array fits into memory: conversion goes through them.
@@ -19,54 +23,36 @@ stacked array fits into memory: conversion goes through them.
 
 import contextlib
 import dataclasses
-import errno
 import gc
 import json
 import logging
 import math
-import re
 import shutil
-import sys
-import threading
 import time
-import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import future
+
+from medloc_jax import checkpoint_write, storage
+from medloc_jax.checkpoint_write import CheckpointError as CheckpointError
 
 HOST_ITEM = "host"  # the JSON item's name; no tree of arrays may take it
 _TEMPORARY = ".orbax-checkpoint-tmp"  # orbax's own suffix of a folder that is being written
 _REPLACED = ".replaced"  # a step that is being saved again
 _DELETING = ".deleting"
-_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-# TensorStore turns the errno into text.
-_DISK_FULL_TEXT = re.compile(
-    rf"os_error_code='({'|'.join(map(str, _DISK_FULL))})'"
-    "|No space left on device|File too large|Disk quota exceeded"
-)
-
-# An array is stored in chunks no larger than this, so that it can be read in parts. TensorStore
-# holds a chunk in memory while it reads any of it.
-CHUNK_BYTES = 64 << 20
 _IN_FLIGHT_BYTES = 128 << 20  # of blocks that wait to be written
 # Orbax's own zstd has no checksum of the values here, so that a flipped bit would be read as a
 # weight. Gzip has one; without compression it is as fast, and a third larger for bfloat16.
 _CHECKSUMMED = {"id": "gzip", "level": 0}
 
 _log = logging.getLogger(__name__)
-
-
-class CheckpointError(OSError):
-    """A checkpoint that had to be written could not be."""
 
 
 class MismatchError(ValueError):
@@ -100,15 +86,26 @@ class SaveResult:
 
     Attributes:
       step: the step.
-      saved: False if the disk was full; what was saved before is still there.
-      seconds: wall time.
+      saved: False if the disk was full, when what was saved before is still there; None while the
+        save goes on in the background.
+      seconds: wall time that the caller waited.
       num_bytes: size of the arrays before compression.
     """
 
     step: int
-    saved: bool
+    saved: bool | None
     seconds: float
     num_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A save that has begun."""
+
+    step: int
+    num_bytes: int
+    final: bool
+    write: checkpoint_write.Write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +156,9 @@ class StoredArray:
         try:
             return self._store[tuple(slice(*bounds) for bounds in box)].read().result()
         except Exception as error:  # TensorStore raises anything.
+            reason = checkpoint_write.reason(error)
             raise ValueError(
-                f"{self._name} cannot be read ({_reason(error)}): copy the checkpoint again"
+                f"{self._name} cannot be read ({reason}): copy the checkpoint again"
             ) from None
 
 
@@ -169,13 +167,13 @@ class OpenedItem:
     """One tree of a step, opened but not read.
 
     Attributes:
-      folder: the step's folder.
+      folder: the step's folder, as `storage.path` gives it.
       step: the step it was saved at.
       arrays: by path, its names joined by dots.
       host_state: as in `Restored`.
     """
 
-    folder: Path
+    folder: Any
     step: int
     arrays: dict[str, StoredArray]
     host_state: dict[str, Any]
@@ -184,13 +182,22 @@ class OpenedItem:
 class Checkpointer:
     """Writes the checkpoints of one run and reads them back. One writer a folder."""
 
-    def __init__(self, directory: str | Path, *, keep_last: int, keep_best: int):
+    def __init__(
+        self,
+        directory: storage.PathLike,
+        *,
+        keep_last: int,
+        keep_best: int,
+        asynchronous: bool = False,
+    ):
         """Makes the folder, and removes what killed saves have left in it.
 
         Args:
           directory: holds one folder a step.
           keep_last: how many of the newest steps stay, 1 or more.
           keep_best: how many stay for their `metrics["best"]` (higher is better), of all.
+          asynchronous: `save` returns when the arrays are copied to the host, and the writing goes
+            on; the host needs room for the copy.
 
         Raises:
           ValueError: if keep_last < 1 or keep_best < 0.
@@ -200,12 +207,14 @@ class Checkpointer:
                 f"checkpoint.keep_last={keep_last} must be 1 or more and "
                 f"checkpoint.keep_best={keep_best} 0 or more"
             )
-        self.directory = Path(directory).absolute()
+        self.directory = storage.absolute(directory)
         self._keep_last = keep_last
         self._keep_best = keep_best
+        self._asynchronous = asynchronous
+        self._pending: _Pending | None = None
         self._unreadable: set[int] = set()
         if jax.process_index() == 0:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(self.directory)
             _remove_leftovers(self.directory)
         _sync("checkpoint_open")
 
@@ -224,50 +233,93 @@ class Checkpointer:
     ) -> SaveResult:
         """Writes one step and removes the steps that need not stay. Every process calls it.
 
-        A disk without room is a warning: the run goes on, and the last good checkpoint stays. Only
-        the full disk of a run with one process is handled so; with several, the processes that
-        could write wait for the one that could not, until orbax gives up.
+        A save that is still going on is waited for first, and what it has to say is said now.
+
+        A disk without room, of any of the processes, is a warning: the run goes on, and the last
+        good checkpoint stays.
 
         Args:
           step: 0 or more. A folder this step already has is replaced.
-          arrays: trees of arrays by item name; each can be restored without the others.
+          arrays: trees of arrays by item name; each can be restored without the others. Those of
+            JAX may be donated when this returns.
           host_state: what else a run needs, as JSON can hold it (tuples come back as lists).
           metrics: of this step; `metrics["best"]` takes part in keep_best unless absent or NaN.
-          final: the run ends here, so that a warning would be too little.
+          final: the run ends here, so that a warning would be too little; it is waited for.
 
         Raises:
-          CheckpointError: if the disk is full and `final`.
+          CheckpointError: if a disk is full and `final`; or a save in the background has failed,
+            with its step.
           TypeError: if host_state is not JSON.
         """
         start = time.monotonic()
+        self.wait()
         trees = {name: _to_nested(tree) for name, tree in arrays.items()}
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
         host = _host(step, host_state, metrics or {}, trees)
+        if (full := checkpoint_write.find_full_disk(self.directory)) is not None:
+            self._not_saved(step, num_bytes, full, final)
+            return SaveResult(step, False, time.monotonic() - start, num_bytes)
         target = self.directory / str(step)
-        replaced = target.with_name(target.name + _REPLACED)
-        if jax.process_index() == 0 and target.exists():
-            target.rename(replaced)
-        _sync("checkpoint_replace")
-        reason = _write(target, trees, host)
         if jax.process_index() == 0:
-            if reason is None:
-                self._unreadable.discard(step)
-                _remove(replaced)
-                self._remove_old_steps()
-            else:
-                _remove_leftovers(self.directory)  # also gives the replaced folder its name back
-        _sync("checkpoint_saved")
+            _put_aside(target)
+        _sync("checkpoint_replace")
+        write = checkpoint_write.Write(
+            target,
+            trees,
+            (HOST_ITEM, host),
+            afterwards=lambda reason: self._tidy_up(step, reason),
+        )
+        self._pending = _Pending(step, num_bytes, final, write)
+        saved = None
+        if final or not self._asynchronous:
+            saved = self.wait()
+        return SaveResult(step, saved, time.monotonic() - start, num_bytes)
+
+    def wait(self) -> bool | None:
+        """Waits for a save that is going on; returns whether it was saved, None if there is none.
+
+        Raises:
+          CheckpointError: as `save`.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        try:
+            reason = pending.write.wait()
+        except Exception as error:
+            if pending.final or not self._asynchronous:
+                raise
+            raise CheckpointError(
+                f"checkpoint of step {pending.step} was not saved: {checkpoint_write.reason(error)}"
+            ) from error
         if reason is not None:
-            free = shutil.disk_usage(self.directory).free
-            message = (
-                f"checkpoint of step {step} was not saved: {reason}; it needs about {num_bytes:,} "
-                f"bytes, {free:,} are free in {self.directory}; steps still there: "
-                f"{_comma(self.steps())}; make room, or raise the file size limit"
-            )
-            if final:
-                raise CheckpointError(message)
+            self._not_saved(pending.step, pending.num_bytes, reason, pending.final)
+        return reason is None
+
+    def _tidy_up(self, step: int, reason: str | None) -> None:
+        """What the first process does when a save has ended."""
+        if reason is None:
+            self._unreadable.discard(step)
+            _remove(_replaced(self.directory / str(step)))
+            self._remove_old_steps()
+        else:
+            _remove_leftovers(self.directory)  # also gives the replaced folder its name back
+
+    def _not_saved(self, step: int, num_bytes: int, reason: str, final: bool) -> None:
+        room = ""
+        if not storage.is_remote(self.directory):
+            room = f", {shutil.disk_usage(self.directory).free:,} are free in {self.directory}"
+        message = (
+            f"checkpoint of step {step} was not saved: {reason}; it needs about {num_bytes:,} "
+            f"bytes{room}; steps still there: {_comma(self.steps())}; make room, or raise the file "
+            "size limit"
+        )
+        if final:
+            raise CheckpointError(message)
+        # One of many processes need not repeat what the first one says, or whose disk it is.
+        me = jax.process_index()
+        if me == 0 or reason.startswith(checkpoint_write.on_process(me)):
             _log.warning("%s (the run goes on)", message)
-        return SaveResult(step, reason is None, time.monotonic() - start, num_bytes)
 
     def restore(self, like: Mapping[str, Any], step: int | None = None) -> Restored | None:
         """Reads the newest step that can be read, or the one asked for. Every process calls it.
@@ -287,12 +339,18 @@ class Checkpointer:
           ValueError: if no step can be read, or the asked one cannot.
           MismatchError: names the first leaf that differs.
         """
+        self.wait()
         if step is None and not self.steps():
             return None
         return _restore_from(self.directory, like, step, self._unreadable, check_dtype=True)
 
     def close(self) -> None:
-        """Ends the use of the folder; saving is synchronous, so nothing is left to wait for."""
+        """Ends the use of the folder, when a save that is going on has ended.
+
+        Raises:
+          CheckpointError: as `save`.
+        """
+        self.wait()
 
     def _remove_old_steps(self) -> None:
         steps = self.steps()
@@ -314,7 +372,7 @@ class Checkpointer:
         return best if isinstance(best, (int, float)) and math.isfinite(best) else None
 
 
-def load_item(source: str | Path, item: str, like: Any) -> Any:
+def load_item(source: storage.PathLike, item: str, like: Any) -> Any:
     """Reads one tree of a run that has ended, or is still going on: for init_from and evaluation.
 
     Args:
@@ -330,19 +388,19 @@ def load_item(source: str | Path, item: str, like: Any) -> Any:
     return load_items(source, {item: like}).arrays[item]
 
 
-def load_items(source: str | Path, like: Mapping[str, Any]) -> Restored:
+def load_items(source: storage.PathLike, like: Mapping[str, Any]) -> Restored:
     """Like `load_item`, for several trees at once, with the step and the host state."""
     directory, steps = _find_steps(source)
-    step = steps[0] if _is_step(Path(source)) else None
+    step = steps[0] if _is_step(storage.absolute(source)) else None
     return _restore_from(directory, like, step, set(), check_dtype=False)
 
 
-def _find_steps(source: str | Path) -> tuple[Path, list[int]]:
+def _find_steps(source: storage.PathLike) -> tuple[Any, list[int]]:
     """The folder of steps, and those of them that `source` means: one, or all, oldest first."""
-    source = Path(source).absolute()
-    if _is_step(source):
-        return source.parent, [int(source.name)]
-    directory = source / "checkpoints" if (source / "checkpoints").is_dir() else source
+    home = storage.absolute(source)
+    if _is_step(home):
+        return home.parent, [int(home.name)]
+    directory = home / "checkpoints" if (home / "checkpoints").is_dir() else home
     steps = _steps(directory)
     if not steps:
         raise ValueError(
@@ -351,12 +409,12 @@ def _find_steps(source: str | Path) -> tuple[Path, list[int]]:
     return directory, steps
 
 
-def _is_step(source: Path) -> bool:
-    return source.absolute().name.isdigit() and (source / HOST_ITEM).is_dir()
+def _is_step(source: Any) -> bool:
+    return source.name.isdigit() and (source / HOST_ITEM).is_dir()
 
 
 def save_blocks(
-    folder: str | Path, item: str, tree: Mapping[str, Any], host_state: Mapping[str, Any]
+    folder: storage.PathLike, item: str, tree: Mapping[str, Any], host_state: Mapping[str, Any]
 ) -> None:
     """Writes a checkpoint of one tree, of which a few blocks are in memory at a time.
 
@@ -372,18 +430,20 @@ def save_blocks(
       OSError: the disk is full.
       Exception: what `blocks` of the tree raised. Nothing is being written any more.
     """
-    folder = Path(folder).absolute()
-    host = _host(int(folder.name), host_state, {}, {item: tree})
+    target = storage.absolute(folder)
+    host = _host(int(target.name), host_state, {}, {item: tree})
     registry = ocp.type_handlers.create_type_handler_registry((Blocks, _BlocksHandler()))
-    with _quiet():
+    with checkpoint_write.quiet():
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     handlers = {item: handler, HOST_ITEM: ocp.JsonCheckpointHandler()}
-    reason = _write(folder, {item: tree}, host, handlers)
+    reason = checkpoint_write.Write(
+        target, {item: tree}, (HOST_ITEM, host), handlers=handlers
+    ).wait()
     if reason is not None:
         raise CheckpointError(f"{folder} could not be written: {reason}; make room")
 
 
-def open_item(source: str | Path, item: str) -> OpenedItem:
+def open_item(source: storage.PathLike, item: str) -> OpenedItem:
     """Opens one tree to read it in parts. `source` is as in `load_item`.
 
     Raises:
@@ -397,7 +457,7 @@ def open_item(source: str | Path, item: str) -> OpenedItem:
             host = _read_host(folder)
             if not host["items"].get(item):
                 raise _UnreadableError(f"it has no item {item!r}, only {_comma(host['items'])}")
-            with _quiet():
+            with checkpoint_write.quiet():
                 arrays = _open_arrays(folder / item)
             return OpenedItem(folder, step, arrays, host["host_state"])
         except _UnreadableError as error:
@@ -406,15 +466,15 @@ def open_item(source: str | Path, item: str) -> OpenedItem:
     raise ValueError(f"no checkpoint in {directory} can be read ({'; '.join(reasons)})")
 
 
-def is_checkpoint(source: str | Path) -> bool:
+def is_checkpoint(source: storage.PathLike) -> bool:
     """Whether `source` is a folder that `load_items` would read: not, say, Hugging Face's."""
-    source = Path(source)
-    folders = (source, source / "checkpoints")
-    return (source / HOST_ITEM).is_dir() or any(_steps(folder) for folder in folders)
+    home = storage.path(source)
+    folders = (home, home / "checkpoints")
+    return (home / HOST_ITEM).is_dir() or any(_steps(folder) for folder in folders)
 
 
 def _restore_from(
-    directory: Path,
+    directory: Any,
     like: Mapping[str, Any],
     step: int | None,
     unreadable: set[int],
@@ -430,7 +490,7 @@ def _restore_from(
     reasons = []
     for candidate in reversed(steps):
         restored, reason = None, "another process could not read it"
-        with _quiet():
+        with checkpoint_write.quiet():
             try:
                 restored = _read_step(directory / str(candidate), candidate, like, check_dtype)
             except _UnreadableError as error:
@@ -453,7 +513,7 @@ def _restore_from(
     )
 
 
-def _read_step(folder: Path, step: int, like: Mapping[str, Any], check_dtype: bool) -> Restored:
+def _read_step(folder: Any, step: int, like: Mapping[str, Any], check_dtype: bool) -> Restored:
     host = _read_host(folder)
     arrays = {}
     for name, tree in like.items():
@@ -463,7 +523,7 @@ def _read_step(folder: Path, step: int, like: Mapping[str, Any], check_dtype: bo
     return Restored(step, arrays, host["host_state"], host["metrics"])
 
 
-def _read_host(folder: Path) -> dict[str, Any]:
+def _read_host(folder: Any) -> dict[str, Any]:
     path = folder / HOST_ITEM / "metadata"
     try:
         host = json.loads(path.read_text())
@@ -471,10 +531,10 @@ def _read_host(folder: Path) -> dict[str, Any]:
             raise ValueError("not a record of medloc_jax")
         return host
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _UnreadableError(f"{path}: {_reason(error)}") from None
+        raise _UnreadableError(f"{path}: {checkpoint_write.reason(error)}") from None
 
 
-def _read_tree(folder: Path, like: Any, num_leaves: int, check_dtype: bool) -> Any:
+def _read_tree(folder: Any, like: Any, num_leaves: int, check_dtype: bool) -> Any:
     """Reads one item as the tree `like`."""
     named, treedef = jax.tree_util.tree_flatten_with_path(like)
     wanted = {_name(path): leaf for path, leaf in named}
@@ -487,9 +547,9 @@ def _read_tree(folder: Path, like: Any, num_leaves: int, check_dtype: bool) -> A
         return like
     handler = ocp.PyTreeCheckpointHandler()
     try:
-        stored_tree: Any = handler.metadata(epath.Path(folder)).tree
+        stored_tree: Any = handler.metadata(checkpoint_write.orbax_path(folder)).tree
     except Exception as error:  # orbax and TensorStore raise anything, Exception itself included.
-        raise _UnreadableError(f"{folder.name}: {_reason(error)}") from None
+        raise _UnreadableError(f"{folder.name}: {checkpoint_write.reason(error)}") from None
     stored = {
         _name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(stored_tree)[0]
     }
@@ -497,13 +557,13 @@ def _read_tree(folder: Path, like: Any, num_leaves: int, check_dtype: bool) -> A
     nested = _nest(wanted)
     try:
         restored = handler.restore(
-            epath.Path(folder),
+            checkpoint_write.orbax_path(folder),
             args=ocp.args.PyTreeRestore(
                 item=nested, restore_args=jax.tree.map(_restore_args, nested)
             ),
         )
     except Exception as error:  # As above.
-        raise _UnreadableError(f"{folder.name}: {_reason(error)}") from None
+        raise _UnreadableError(f"{folder.name}: {checkpoint_write.reason(error)}") from None
     by_name = {
         _name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(restored)[0]
     }
@@ -511,7 +571,7 @@ def _read_tree(folder: Path, like: Any, num_leaves: int, check_dtype: bool) -> A
 
 
 def _check_same_leaves(
-    folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], check_dtype: bool
+    folder: Any, stored: Mapping[str, Any], wanted: Mapping[str, Any], check_dtype: bool
 ) -> None:
     for name in [*wanted, *stored]:
         if name not in stored:
@@ -589,20 +649,18 @@ async def _create(value: Blocks, info: Any) -> Any:
     return await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
 
 
-def _open_arrays(folder: Path) -> dict[str, StoredArray]:
+def _open_arrays(folder: Any) -> dict[str, StoredArray]:
     try:
-        tree: Any = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
+        path = checkpoint_write.orbax_path(folder)
+        tree: Any = ocp.PyTreeCheckpointHandler().metadata(path).tree
+        use_ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(path)
         context = ocp.type_handlers.get_ts_context()
         arrays = {}
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            info = ocp.type_handlers.ParamInfo(
-                name=leaf.name, parent_dir=epath.Path(folder), ts_context=context
-            )
-            spec = ocp.type_handlers.get_json_tspec_read(
-                info, use_ocdbt=ocp.type_handlers.is_ocdbt_checkpoint(epath.Path(folder))
-            )
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            info = ocp.type_handlers.ParamInfo(name=leaf.name, parent_dir=path, ts_context=context)
+            spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=use_ocdbt)
             store = ts.open(ts.Spec(spec), open=True, context=context).result()
-            name = _name(path).replace("/", ".")
+            name = _name(keys).replace("/", ".")
             arrays[name] = StoredArray(
                 tuple(store.shape),
                 np.dtype(leaf.dtype),
@@ -612,7 +670,7 @@ def _open_arrays(folder: Path) -> dict[str, StoredArray]:
             )
         return arrays
     except Exception as error:  # orbax and TensorStore raise anything, Exception itself included.
-        raise _UnreadableError(f"{folder.name}: {_reason(error)}") from None
+        raise _UnreadableError(f"{folder.name}: {checkpoint_write.reason(error)}") from None
 
 
 def _host(
@@ -627,50 +685,6 @@ def _host(
         "items": {name: len(jax.tree.leaves(tree)) for name, tree in trees.items()},
     }
     return json.loads(json.dumps(content))
-
-
-def _save_args(leaf: Any) -> ocp.SaveArgs:
-    """Small arrays are stored whole, large ones in chunks, and stacked ones layer by layer."""
-    if leaf.nbytes <= CHUNK_BYTES:
-        return ocp.SaveArgs()
-    stacked = len(leaf.shape) > 2
-    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
-
-
-def _write(
-    target: Path,
-    trees: Mapping[str, Any],
-    host: dict[str, Any],
-    handlers: Mapping[str, Any] | None = None,
-) -> str | None:
-    """Writes one step folder; returns why not, if the disk is full."""
-    items: dict[str, Any] = {
-        name: ocp.args.PyTreeSave(tree, save_args=jax.tree.map(_save_args, tree))
-        for name, tree in trees.items()
-        if jax.tree.leaves(tree)
-    }
-    items[HOST_ITEM] = ocp.args.JsonSave(host)
-    reason = None
-    with _quiet():
-        try:
-            composite = ocp.CompositeCheckpointHandler(**(handlers or {}))
-            with ocp.Checkpointer(composite) as checkpointer:
-                checkpointer.save(epath.Path(target), args=ocp.args.Composite(**items))
-        except Exception as error:  # TensorStore reports a full disk as a ValueError.
-            _await_writers()
-            if not _is_disk_full(error):
-                raise
-            reason = f"the disk is full or the file too large ({_reason(error)})"
-        if reason is not None:
-            gc.collect()  # abandoned writes complain when they are collected: here, unheard
-    return reason
-
-
-def _await_writers() -> None:
-    """Waits for the other items' writers, which log their tracebacks, too."""
-    for thread in threading.enumerate():
-        if type(thread).__module__.startswith("orbax."):
-            threading.Thread.join(thread, timeout=60)  # orbax's own raises
 
 
 def _to_nested(tree: Any) -> dict[str, Any]:
@@ -695,23 +709,52 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/") or "value"
 
 
-def _steps(directory: Path) -> list[int]:
+def _steps(directory: Any) -> list[int]:
     if not directory.is_dir():
         return []
-    names = [entry.name for entry in directory.iterdir() if entry.is_dir()]
-    return sorted(int(name) for name in names if name.isdigit())
+    steps = sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit())
+    return [step for step in steps if _is_there(directory / str(step))]
 
 
-def _remove(folder: Path) -> None:
-    """Deletes a folder that is first given a name that no reader takes for a checkpoint."""
-    if folder.exists():
+def _is_there(folder: Any) -> bool:
+    """Whether a step folder was finished; on a disk one that was not has another name."""
+    if storage.is_remote(folder):
+        return (folder / checkpoint_write.COMMITTED).exists()
+    return folder.is_dir()
+
+
+def _put_aside(target: Any) -> None:
+    """Makes place for a step that is saved again; an object store can only remove the old one."""
+    if storage.is_remote(target):
+        _remove(target)
+    elif target.exists():
+        target.rename(_replaced(target))
+
+
+def _replaced(target: Any) -> Any:
+    return target.with_name(target.name + _REPLACED)
+
+
+def _remove(folder: Any) -> None:
+    """Deletes a folder of which no reader must take what is left for a checkpoint."""
+    if storage.is_remote(folder):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / checkpoint_write.COMMITTED).unlink()
+        storage.remove_folder(folder)
+    elif folder.exists():
         doomed = folder.with_name(folder.name + _DELETING)
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _remove_leftovers(directory: Path) -> None:
+def _remove_leftovers(directory: Any) -> None:
+    if storage.is_remote(directory):
+        entries = list(directory.iterdir()) if directory.is_dir() else []
+        for entry in entries:
+            if entry.name.isdigit() and not _is_there(entry):
+                storage.remove_folder(entry)
+        return
     for entry in list(directory.iterdir()):
         if _TEMPORARY in entry.name or entry.name.endswith(_DELETING):
             shutil.rmtree(entry, ignore_errors=True)
@@ -721,31 +764,6 @@ def _remove_leftovers(directory: Path) -> None:
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.rename(original)
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    return any(
-        (isinstance(cause, OSError) and cause.errno in _DISK_FULL)
-        or _DISK_FULL_TEXT.search(str(cause)) is not None
-        for cause in _causes(error)
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        if isinstance(error, BaseExceptionGroup):
-            for inner in error.exceptions:
-                yield from _causes(inner)
-        error = error.__cause__ or error.__context__
-
-
-def _reason(error: BaseException) -> str:
-    """The root cause in one short line."""
-    *_, root = _causes(error)
-    lines = str(root).strip().splitlines() or [""]
-    text = f"{type(root).__name__}: {lines[0]}"
-    return text if len(text) <= 300 else f"{text[:200]} ... {text[-97:]}"
 
 
 def _comma(values: Any) -> str:
@@ -762,23 +780,3 @@ def _on_all_processes(ok: bool) -> bool:
     if jax.process_count() == 1:
         return ok
     return bool(np.all(multihost_utils.process_allgather(np.asarray(ok))))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps orbax's chatter and its threads' tracebacks off the terminal; the exception stays."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
-    hook = sys.unraisablehook
-
-    def ignore(_: types.SimpleNamespace) -> None: ...
-
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = ignore  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

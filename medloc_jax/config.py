@@ -8,10 +8,11 @@ with itself; the model defaults to the tiny preset, so that a bare run is one a 
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from medloc_jax import storage
 
 FILE = "config.json"  # in a run's folder: its resolved configuration
 
@@ -45,7 +46,7 @@ def default_config() -> ConfigDict:
         "layer"  # "layer": recompute each layer in the backward pass; "none": keep activations
     )
     model.attention = "xla"  # the attention program; "xla" is the reference
-    model.vocab_chunk = 1024  # completion tokens whose logits exist at one time
+    model.vocab_chunk = 1024  # completion tokens whose logits exist at one time on a device
 
     config.data = data = ConfigDict()
     data.manifest = "synthetic"  # path of a manifest.jsonl, or "synthetic": drawn into WORKDIR/data
@@ -57,6 +58,9 @@ def default_config() -> ConfigDict:
         0.1  # share of the train groups cut off as val, where the manifest has no val
     )
     data.augment = ()  # train-time transforms, any of "hflip", "vflip", "rescale"
+    # A train image that cannot be read: "stop", or "skip": another example takes its place, counted
+    # in data/skipped_examples. An evaluation always stops.
+    data.missing_files = "stop"
     data.num_workers = 0  # decoding processes; 0 = threads of this process
     data.num_threads = 2  # decoding threads, where num_workers is 0
     data.synthetic = synthetic = ConfigDict()
@@ -80,6 +84,7 @@ def default_config() -> ConfigDict:
     )
     rl.ratio_level = "token"  # token, or sequence (Eq. 2 as printed)
     rl.loss_aggregation = "seq_mean"  # seq_mean, token_mean, dr_grpo
+    rl.gather_weights = True  # for sampling, over mesh.fsdp, once a step; False: less memory, slow
     rl.skip_no_signal = True  # an update in which no group has signal changes nothing
 
     config.rewards = rewards = ConfigDict()
@@ -133,6 +138,8 @@ def default_config() -> ConfigDict:
     optim.eps = 1e-8
     optim.weight_decay = 0.0
     optim.clip_norm = 1.0  # global norm of the gradient; 0 = no clipping
+    optim.max_nonfinite = 20  # steps in a row whose gradient is not finite before the run ends; 0 =
+    # never. Each of them changes nothing and is counted
 
     config.eval = evaluation = ConfigDict()
     evaluation.every = 100  # steps; 0 = only at the end
@@ -146,14 +153,22 @@ def default_config() -> ConfigDict:
     checkpoint.every = 100  # steps
     checkpoint.keep_last = 2
     checkpoint.keep_best = 1  # by eval/<split>/map
+    checkpoint.asynchronous = False  # train on while a checkpoint is written; takes host memory of
+    # its size. For gs:// and s3://, and for models whose save takes longer than a step
 
     config.mesh = mesh = ConfigDict()  # devices along each axis; -1 = all that are left
     mesh.data = 1
     mesh.fsdp = -1
     mesh.tensor = 1
 
+    config.watchdog = watchdog = ConfigDict()  # see medloc_jax/watchdog.py
+    watchdog.lost_seconds = 120.0  # without a sign of life before a process is lost; 0 = never
+    watchdog.hung_seconds = 1800.0  # without progress before the run ends; 0 = never. More than the
+    # longest compilation, loading of weights or save takes
+
     config.log = log = ConfigDict()
     log.rollouts_every = 50  # steps between lines of rollouts.jsonl; 0 = never
+    log.profile_steps = (0, 0)  # first and last step of a trace in WORKDIR/profile; (0, 0) = none
     log.tensorboard = True
     log.wandb = False  # also to Weights & Biases, where installed
     log.wandb_project = "medloc_jax"
@@ -215,7 +230,7 @@ def read(workdir: str | os.PathLike[str]) -> Any:
     Raises:
         ValueError: if the folder is not a run's.
     """
-    path = Path(workdir) / FILE
+    path = storage.path(workdir) / FILE
     if not path.is_file():
         raise ValueError(f"{workdir} has no {FILE}: it is not the folder of a run")
     resolved = default_config()
@@ -229,26 +244,29 @@ def read(workdir: str | os.PathLike[str]) -> Any:
     return resolved
 
 
-def find_home(source: str | os.PathLike[str]) -> Path | None:
+def find_home(source: str | os.PathLike[str]) -> Any:
     """The folder whose config.json tells about a checkpoint; None where there is none.
 
     Args:
         source: the folder itself, its checkpoints folder, or one step.
+
+    Returns:
+        The folder, as `storage.path` gives it.
     """
-    source = Path(source).absolute()
-    homes = [source]
+    given = storage.absolute(source)
+    homes = [given]
     # Only from what a run or a conversion has named: another folder inside a run's is not of it.
-    if source.name == "checkpoints":
-        homes.append(source.parent)
-    elif source.name.isdigit():
+    if given.name == "checkpoints":
+        homes.append(given.parent)
+    elif given.name.isdigit():
         homes += [
-            source.parent,
-            *([source.parents[1]] if source.parent.name == "checkpoints" else []),
+            given.parent,
+            *([given.parents[1]] if given.parent.name == "checkpoints" else []),
         ]
     return next((home for home in homes if (home / FILE).is_file()), None)
 
 
-def find_run(source: str | os.PathLike[str]) -> Path | None:
+def find_run(source: str | os.PathLike[str]) -> Any:
     """The folder of the run that a checkpoint lies in; None where it belongs to no run.
 
     Args:

@@ -4,6 +4,9 @@
 
 `metrics.jsonl` is the record; the others are views of it. Only the primary process writes. A number
 that JSON does not know (NaN, infinity) is written as null.
+
+In an object store a file cannot be appended to: there lines are on their way for half a minute, and
+`flush` before a checkpoint writes them.
 """
 
 import contextlib
@@ -11,14 +14,16 @@ import errno
 import json
 import logging
 import math
-import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tqdm
+
+from medloc_jax import storage
 
 METRICS_FILE = "metrics.jsonl"
 ROLLOUTS_FILE = "rollouts.jsonl"
@@ -34,6 +39,7 @@ _TERMINAL = {
     "grpo/kl": ("kl", "{:.4f}"),
     "optimizer/grad_norm": ("grad", "{:.2f}"),
     "speed/tokens_per_second": ("tok/s", "{:.0f}"),
+    "speed/mfu": ("mfu", "{:.1%}"),
 }
 
 _log = logging.getLogger(__name__)
@@ -44,7 +50,7 @@ class MetricWriter:
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: storage.PathLike,
         *,
         tensorboard: bool,
         wandb: bool,
@@ -65,49 +71,72 @@ class MetricWriter:
           start_step: the step that was resumed from: TensorBoard forgets later ones of its own.
             `truncate_jsonl` is for the caller to call.
         """
-        self._file = self._tensorboard = self._wandb = None
+        self._metrics = self._rollouts = self._tensorboard = self._wandb = None
         if not is_primary:
             return
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        self._file = (workdir / METRICS_FILE).open("a", encoding="utf-8")
+        home = storage.path(workdir)
+        storage.make_folder(home)
+        self._metrics = storage.Lines(home / METRICS_FILE)
+        self._rollouts = storage.Lines(home / ROLLOUTS_FILE)
+        self._events = storage.Mirror(home / "tensorboard")
         if tensorboard:
-            self._tensorboard = _open_tensorboard(workdir / "tensorboard", start_step)
+            self._tensorboard = _open_tensorboard(self._events.folder, start_step)
         if wandb:
-            self._wandb = _open_wandb(workdir, project, config)
+            self._wandb = _open_wandb(home, project, config)
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Writes one line, and the same scalars elsewhere; it is on disk when this returns.
+        """Writes one line, and the same scalars elsewhere; a disk has it when this returns.
 
         Args:
           step: of the run.
           scalars: by metric name: Python numbers, or arrays with one element.
         """
-        if self._file is None:
+        if self._metrics is None:
             return
         values = {name: _number(value) for name, value in scalars.items()}
         with full_disk_is_a_warning(f"metrics of step {step}"):
-            self._file.write(_json_line({"step": step, **values}))
-            self._file.flush()
+            self._metrics.write(_json_line({"step": step, **values}))
         finite = {name: value for name, value in values.items() if value is not None}
         if self._tensorboard is not None:
             for name, value in finite.items():
                 self._tensorboard.add_scalar(name, value, step)
+            self._events.copy_if_due()
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
 
+    def write_rollouts(self, step: int, record: Mapping[str, Any]) -> None:
+        """Writes one line of rollouts.jsonl; NaN and infinity, however deep, become null."""
+        if self._rollouts is not None:
+            with full_disk_is_a_warning(f"rollouts of step {step}"):
+                self._rollouts.write(_json_line(_nullify({"step": step, **record})))
+
+    def flush(self) -> None:
+        """Writes what an object store has not got yet; call it before a checkpoint.
+
+        Lines of a step that is saved must not be lost: a resumed run does not write them again.
+        """
+        if self._metrics is None or self._rollouts is None:
+            return
+        self._metrics.flush()
+        self._rollouts.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+            self._events.copy()
+
     def say(self, text: str) -> None:
         """Prints a line, above the progress bar if there is one."""
-        if self._file is not None:
+        if self._metrics is not None:
             tqdm.tqdm.write(text)
             sys.stdout.flush()  # a log file should tell what goes on while it goes on
 
     def close(self) -> None:
         """Flushes and closes everything."""
-        if self._file is not None:
-            self._file.close()
+        if self._metrics is not None and self._rollouts is not None:
+            self._metrics.close()
+            self._rollouts.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+            self._events.copy()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -138,16 +167,7 @@ def terminal_line(step: int, num_steps: int, scalars: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Appends one JSON object as a line; NaN and infinity, however deep, become null."""
-    with (
-        full_disk_is_a_warning(f"a line of {path}"),
-        Path(path).open("a", encoding="utf-8") as file,
-    ):
-        file.write(_json_line(_nullify(record)))
-
-
-def truncate_jsonl(path: str | Path, step: int) -> None:
+def truncate_jsonl(path: storage.PathLike, step: int) -> None:
     """Cuts the lines of later steps, and a torn last line, so that a resumed run repeats none.
 
     The file is replaced as a whole: a run killed here leaves the old one. No file is no error.
@@ -159,10 +179,10 @@ def truncate_jsonl(path: str | Path, step: int) -> None:
     Raises:
       ValueError: names file and line, if a line that is not the last one is not such an object.
     """
-    path = Path(path)
-    if not path.exists():
+    file = storage.path(path)
+    if not file.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = file.read_bytes().splitlines(keepends=True)
     kept = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -178,9 +198,7 @@ def truncate_jsonl(path: str | Path, step: int) -> None:
             line += b"\n"
         if not later:
             kept.append(line)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(b"".join(kept))
-    os.replace(temporary, path)
+    storage.write_bytes(file, b"".join(kept))
 
 
 def _number(value: Any) -> float | int | None:
@@ -213,7 +231,7 @@ def _open_tensorboard(folder: Path, start_step: int) -> Any:
     )
 
 
-def _open_wandb(workdir: Path, project: str, config: Mapping[str, Any]) -> Any:
+def _open_wandb(workdir: Any, project: str, config: Mapping[str, Any]) -> Any:
     try:
         import wandb  # type: ignore[import-not-found]
     except ImportError:
@@ -222,9 +240,11 @@ def _open_wandb(workdir: Path, project: str, config: Mapping[str, Any]) -> Any:
     id_file = workdir / "wandb_id"
     if not id_file.exists():
         id_file.write_text(uuid.uuid4().hex)
+    # Its own files are nobody's record: those of a remote run stay on this machine.
+    folder = tempfile.mkdtemp() if storage.is_remote(workdir) else str(workdir)
     return wandb.init(
         project=project,
-        dir=str(workdir),
+        dir=folder,
         config=dict(config),
         id=id_file.read_text().strip(),
         resume="allow",

@@ -2,11 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where arrays live: the mesh, and the one table from logical axis to mesh axis.
 
-Layers name logical axes only. A batch is split over `data` and `fsdp` along its prompts; every
-process holds a contiguous slice of the prompts of a global batch.
+Layers name logical axes only, of their weights and of their activations. A batch is split over
+`data` and `fsdp` along its prompts; a weight is stored in pieces over `fsdp` and gathered where a
+layer uses it; heads, MLP and vocabulary are split over `tensor`.
+
+Layout of activations is told to the compiler, not left to it: given weights that are split along
+the model's width, it would rather split the activations so, and move those.
+
+Reference: ZeRO (arXiv 1910.02054) for `fsdp`, Megatron-LM (arXiv 1909.08053) for `tensor`.
 """
 
-from typing import Any
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,24 +26,142 @@ from jax.typing import DTypeLike
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# Logical axis of a parameter -> mesh axis. What is not named here is replicated.
-RULES: dict[str | None, str | None] = {
-    "layers": None,
-    "embed": "fsdp",
+# Logical axis -> mesh axis, of parameters, optimizer moments, activations and caches alike. None is
+# a dimension that is never split, such as the width of an activation.
+RULES: dict[str | None, str | tuple[str, ...] | None] = {
+    "batch": BATCH_AXES,  # prompts
+    "layers": None,  # the scan runs along it
+    "embed": "fsdp",  # a weight's side towards the model's width
     "heads": "tensor",
+    "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
+    "vision_embed": "fsdp",
+    "vision_heads": "tensor",
+    "vision_qkv": None,  # three times the heads, side by side: cut, a part would hold parts of each
+    "vision_mlp": "tensor",
     None: None,
 }
 
+# The name of a dimension; (name, parts) for one that may only be cut between its parts, as heads.
+Axis = str | tuple[str, int] | None
+Axes = tuple[Axis, ...]
 
-def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
+_mesh: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
+
+
+@contextlib.contextmanager
+def on(mesh: Mesh | None) -> Iterator[None]:
+    """While a model's function is traced: the mesh that `constrain` and `gathered` speak of."""
+    token = _mesh.set(mesh)
+    try:
+        yield
+    finally:
+        _mesh.reset(token)
+
+
+def constrain(x: jax.Array, *axes: Axis) -> jax.Array:
+    """Tells the compiler where an activation lies; without a mesh, or on one device, nothing.
+
+    Args:
+        x: any array.
+        axes: the logical axis of each of its dimensions.
+    """
+    mesh = _mesh.get()
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, x.shape, axes)))
+
+
+def gathered(weight: jax.Array, axes: Axes) -> jax.Array:
+    """A weight as a layer uses it: whole along `fsdp`, still split along `tensor`.
+
+    Cast it before, so that the compute dtype travels. Its gradient is summed into the pieces in
+    which the weight is stored, and never exists whole on a device longer than one layer.
+    """
+    mesh = _mesh.get()
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return weight
+    stored = spec(mesh, weight.shape, axes)
+    used = PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored))
+    return _gather(weight, NamedSharding(mesh, used), NamedSharding(mesh, stored))
+
+
+def cast_and_gathered(weight: jax.Array, dtype: DTypeLike, axes: Axes) -> jax.Array:
+    """`gathered`, of a weight outside the layers' loop, in another dtype.
+
+    Without a fence XLA's GPU compiler gathers the float32 weight and casts the whole of it.
+    """
+    mesh = _mesh.get()
+    weight = weight.astype(dtype)
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return weight
+    return gathered(jax.lax.optimization_barrier(weight), axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(weight: jax.Array, used: NamedSharding, stored: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(weight, used)
+
+
+def _gather_forward(weight: jax.Array, used: NamedSharding, stored: NamedSharding):
+    return _gather(weight, used, stored), None
+
+
+def _gather_backward(used: NamedSharding, stored: NamedSharding, _: None, grad: jax.Array):
+    return (jax.lax.with_sharding_constraint(grad, stored),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def ways(name: str, size: int) -> int:
+    """`num_parts` on the mesh of the function that is traced."""
+    mesh = _mesh.get()
+    return 1 if mesh is None else num_parts(mesh, name, size)
+
+
+def num_parts(mesh: Mesh, name: str, size: int) -> int:
+    """Into how many parts a dimension is cut.
+
+    Args:
+        mesh: the mesh.
+        name: its logical axis.
+        size: of the dimension.
+    """
+    parts = _ways(mesh, RULES[name])
+    return parts if size % parts == 0 else 1
+
+
+def spec(mesh: Mesh, shape: tuple[int, ...], axes: Axes) -> PartitionSpec:
+    """Mesh axes of an array's dimensions, by the table.
+
+    Args:
+        mesh: the mesh.
+        shape: of the array.
+        axes: the logical axis of each dimension; what its mesh axis does not divide stays whole.
+    """
+    found = []
+    for axis, size in zip(axes, shape, strict=True):
+        name, parts = axis if isinstance(axis, tuple) else (axis, size)
+        rule = RULES[name]
+        found.append(rule if rule and parts % _ways(mesh, rule) == 0 else None)
+    return PartitionSpec(*found)
+
+
+def _ways(mesh: Mesh, rule: str | tuple[str, ...] | None) -> int:
+    names = () if rule is None else (rule,) if isinstance(rule, str) else rule
+    return int(np.prod([mesh.shape[name] for name in names], dtype=int))
+
+
+def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
     """Arranges all devices of all processes.
 
     Args:
         data: devices along this axis; -1 (for at most one axis) = all that are left.
         fsdp: as data.
         tensor: as data.
+        devices: others than this program's own, to compile for.
 
     Returns:
         A mesh whose devices are in process order, so that a process's rows are contiguous, with
@@ -41,9 +169,13 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
 
     Raises:
         ValueError: if the sizes do not multiply to the number of devices, or the tensor axis would
-            cross processes (they hold different rows of a batch).
+            cut a process's devices unevenly (which rows it holds would depend on the device).
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(
+        jax.devices() if devices is None else devices,
+        key=lambda device: (device.process_index, device.id),
+    )
+    local = len(devices) // len({device.process_index for device in devices})
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise ValueError(f"mesh {sizes}: give positive sizes, and -1 at most once")
@@ -55,13 +187,44 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
             f"mesh {named} needs {np.prod(sizes)} devices, there are {len(devices)}: "
             "set mesh.data, mesh.fsdp and mesh.tensor to multiply to that"
         )
-    if jax.local_device_count() % sizes[2]:
+    if local % sizes[2] and sizes[2] % local:
         raise ValueError(
-            f"mesh.tensor={sizes[2]} would cross processes, which have {jax.local_device_count()} "
-            "devices each: make it a divisor of that"
+            f"mesh.tensor={sizes[2]} does not fit processes of {local} devices each: make it a "
+            "divisor or a multiple of that"
         )
     grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+class RowShare(NamedTuple):
+    """Which rows of a batch a process holds.
+
+    Attributes:
+        index: of its part, in the order of the rows.
+        count: parts that a batch is cut into.
+        copies: processes that hold the same part, because the tensor axis spans them; they are
+            neighbours in process order.
+        is_first: whether this process is the first of them.
+    """
+
+    index: int
+    count: int
+    copies: int
+    is_first: bool
+
+
+def row_share(mesh: Mesh, process_index: int | None = None) -> RowShare:
+    """The rows of a process.
+
+    Args:
+        mesh: the mesh.
+        process_index: of the process; None: this one.
+    """
+    process_index = jax.process_index() if process_index is None else process_index
+    processes = len({device.process_index for device in mesh.devices.flat})
+    copies = max(1, mesh.shape["tensor"] * processes // mesh.size)
+    index, copy = divmod(process_index, copies)
+    return RowShare(index, processes // copies, copies, copy == 0)
 
 
 def check_batch(mesh: Mesh, rows: int, what: str) -> None:
@@ -89,15 +252,12 @@ def of_params(mesh: Mesh, shapes: Any, logical_axes: Any) -> Any:
     Returns:
         A tree of NamedSharding. A dimension that its mesh axis does not divide stays whole.
     """
-
-    def one(axes: tuple[str | None, ...], leaf: Any) -> NamedSharding:
-        spec = []
-        for name, size in zip(axes, leaf.shape, strict=True):
-            axis = RULES[name]
-            spec.append(axis if axis and size % mesh.shape[axis] == 0 else None)
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return jax.tree.map(one, logical_axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree.map(
+        lambda axes, leaf: NamedSharding(mesh, spec(mesh, leaf.shape, axes)),
+        logical_axes,
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
 
 
 def param_structs(
@@ -170,10 +330,10 @@ def shard_batch(mesh: Mesh, local: Any) -> Any:
     Returns:
         The same tree of arrays over all processes' rows.
     """
-    where, processes = over_batch(mesh), jax.process_count()
+    where, parts = over_batch(mesh), row_share(mesh).count
 
     def one(x: np.ndarray) -> jax.Array:
-        shape = (x.shape[0] * processes, *x.shape[1:])
+        shape = (x.shape[0] * parts, *x.shape[1:])
         return jax.make_array_from_process_local_data(where, x, shape)
 
     return jax.tree.map(one, local)

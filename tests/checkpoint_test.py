@@ -20,7 +20,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from medloc_jax import checkpoint
+from medloc_jax import checkpoint, checkpoint_write
 
 
 def _params(seed=0):
@@ -41,8 +41,10 @@ def _like(tree, sharding=None):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def _open(directory, keep_last=2, keep_best=0):
-    return checkpoint.Checkpointer(directory, keep_last=keep_last, keep_best=keep_best)
+def _open(directory, keep_last=2, keep_best=0, asynchronous=False):
+    return checkpoint.Checkpointer(
+        directory, keep_last=keep_last, keep_best=keep_best, asynchronous=asynchronous
+    )
 
 
 def _assert_equal(got, want):
@@ -401,7 +403,7 @@ def test_a_changed_byte_of_what_was_saved_in_blocks_is_noticed(tmp_path):
 
 
 def test_parts_of_a_saved_array_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(checkpoint_write, "CHUNK_BYTES", 100)
     stacked = np.arange(2 * 8 * 6, dtype=np.float32).reshape(2, 8, 6)
     arrays = {"params": {"x": {"y": stacked}, "z": np.ones(3, np.float32)}}
     _open(tmp_path / "checkpoints").save(1, arrays, {"seed": 7})
@@ -427,3 +429,170 @@ def test_an_item_that_is_not_there_or_damaged_is_named(tmp_path):
         checkpoint.open_item(tmp_path, "paramz")
     with pytest.raises(ValueError, match="holds no checkpoint: give a workdir"):
         checkpoint.open_item(tmp_path / "1" / "params", "params")
+
+
+# In the background.
+
+
+def test_arrays_may_be_donated_while_they_are_written(tmp_path):
+    add = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    tree = add({str(i): jnp.zeros((300, 1000)) for i in range(8)})
+    saver = _open(tmp_path, asynchronous=True)
+    for step in (1, 2):
+        assert saver.save(step, {"params": tree}, {"step": step}).saved is None
+        for _ in range(5):
+            tree = add(tree)
+        tree = jax.tree.map(lambda x: x - 4, tree)
+    saver.close()
+    for step in (1, 2):
+        restored = saver.restore({"params": _like(tree)}, step)
+        assert restored is not None and restored.host_state == {"step": step}
+        want = jax.tree.map(lambda x, step=step: jnp.full_like(x, step), tree)
+        _assert_equal(restored.arrays["params"], want)
+
+
+def test_a_save_waits_for_the_one_before_and_the_last_is_waited_for(tmp_path, monkeypatch):
+    events, finish = [], checkpoint_write.Write._finish
+
+    def slow(self):
+        time.sleep(0.3)
+        finish(self)
+        events.append("written")
+
+    monkeypatch.setattr(checkpoint_write.Write, "_finish", slow)
+    saver = _open(tmp_path, asynchronous=True)
+    saver.save(1, {"params": _params()}, {})
+    assert events == [] and saver.steps() in ([], [1])
+    saver.save(2, {"params": _params()}, {})
+    assert events == ["written"] and 1 in saver.steps()
+    assert saver.save(3, {"params": _params()}, {}, final=True).saved is True
+    assert events == ["written"] * 3 and saver.steps() == [2, 3]
+    saver.save(4, {"params": _params()}, {})
+    saver.close()
+    assert len(events) == 4
+
+
+def test_what_goes_wrong_in_the_background_is_told_with_its_step(tmp_path, monkeypatch):
+    saver = _open(tmp_path, asynchronous=True)
+    monkeypatch.setattr(saver, "_tidy_up", lambda *_: 1 / 0)
+    assert saver.save(1, {"params": _params()}, {}).saved is None
+    with pytest.raises(checkpoint.CheckpointError, match="step 1 was not saved: ZeroDivision"):
+        saver.save(2, {"params": _params()}, {})
+    assert saver.wait() is None
+
+
+_FULL_DISK_BEHIND = """
+    import logging, resource, signal, sys
+    import jax.numpy as jnp, numpy as np
+    from medloc_jax import checkpoint
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    noise = np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)
+    arrays = {"params": {"w": jnp.asarray(noise)}}
+    saver = checkpoint.Checkpointer(sys.argv[1], keep_last=1, keep_best=0, asynchronous=True)
+    saver.save(1, arrays, {})
+    assert saver.wait()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    saver.save(2, arrays, {})
+    print("TRAINING", flush=True)
+    assert saver.wait() is False
+    try:
+        saver.save(3, arrays, {}, final=True)
+    except checkpoint.CheckpointError as error:
+        print("FINAL", error)
+    saver.close()
+    print("STEPS", saver.steps())
+"""
+
+
+@pytest.mark.faults
+def test_a_full_disk_behind_the_training_is_a_warning_until_the_final_save(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_FULL_DISK_BEHIND), str(tmp_path / "c")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).resolve().parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 1 and "checkpoint of step 2 was not saved" in warnings[0]
+    assert "Traceback" not in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["TRAINING", "FINAL", "STEPS"]
+    assert "step 3" in done.stdout and "STEPS [1]" in done.stdout
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["1"]
+
+
+# With several processes.
+
+_ONE_FULL_DISK = """
+    import logging, resource, signal, sys, time
+    from medloc_jax import checkpoint, distributed
+    distributed.initialize()
+    import jax, numpy as np
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    me = jax.process_index()
+    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(AxisType.Auto,))
+    shard = NamedSharding(mesh, PartitionSpec("fsdp"))
+    noise = np.random.default_rng(0).normal(size=(400, 400)).astype(np.float32)
+    w = jax.make_array_from_callback(noise.shape, shard, lambda index: noise[index])
+    for background, full, limit in ((False, 0, 100_000), (True, 1, 100_000), (False, 1, 0)):
+        folder = f"{sys.argv[1]}/{background}-{full}-{limit}"
+        saver = checkpoint.Checkpointer(folder, keep_last=2, keep_best=0, asynchronous=background)
+
+        def save(step, final=False):
+            saved = saver.save(step, {"params": {"w": w}}, {"step": step}, final=final).saved
+            return saver.wait() if saved is None else saved
+
+        assert save(1)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if me == full:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        start = time.monotonic()
+        assert save(2) is False
+        try:
+            save(3, final=True)
+        except checkpoint.CheckpointError as error:
+            assert f"process {full}" in str(error), error
+        else:
+            raise AssertionError("the last save was not written, and nothing was said")
+        assert time.monotonic() - start < 20
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        distributed.barrier("room again")
+        assert save(4)
+        like = {"params": {"w": jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=shard)}}
+        restored = saver.restore(like)
+        assert saver.steps() == [1, 4] and restored.step == 4
+        for piece in restored.arrays["params"]["w"].addressable_shards:
+            np.testing.assert_array_equal(piece.data, noise[piece.index])
+    print("done", me)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.multiprocess
+def test_one_full_disk_of_two_is_known_to_both_within_seconds(tmp_path):
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHON": sys.executable,
+    }
+    command = [sys.executable, "-c", textwrap.dedent(_ONE_FULL_DISK), str(tmp_path)]
+    done = subprocess.run(
+        ["bash", "launch/local.sh", "2", *command],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+        cwd=Path(__file__).resolve().parents[1],
+    )
+    assert done.returncode == 0, done.stdout
+    assert {"[0] done 0", "[1] done 1"} <= set(done.stdout.splitlines())
+    warnings = [line for line in done.stdout.splitlines() if "step 2 was not saved" in line]
+    # Each fault is told by the first process, and by the one that has it.
+    assert len(warnings) == 1 + 2 + 2
+    leftovers = [path.name for path in tmp_path.glob("*/*") if path.name not in ("1", "4")]
+    assert leftovers == []

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import hypothesis
 
-# Tests compile a lot and compute little: without LLVM's optimizations that takes half the time.
-for _flag, _value in (
-    ("--xla_force_host_platform_device_count", 8),
-    ("--xla_backend_optimization_level", 0),
-):
+sys.path.insert(0, str(Path(__file__).parent))  # for `small_runs`, which many tests share
+
+import cpu_flags  # noqa: E402
+
+for _flag, _value in cpu_flags.flags(8).items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -33,5 +33,3 @@ hypothesis.settings.register_profile(
     "medloc_jax", deadline=None, derandomize=True, max_examples=50, database=None
 )
 hypothesis.settings.load_profile("medloc_jax")
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `small_runs`, which many tests share

@@ -45,15 +45,18 @@ def test_what_json_does_not_know_is_null(tmp_path):
     writer = _open(tmp_path)
     writer.write(1, {"a": float("nan"), "b": np.float32("inf"), "c": 1.0})
     assert _lines(tmp_path / "metrics.jsonl") == [{"step": 1, "a": None, "b": None, "c": 1.0}]
-    path = tmp_path / "rollouts.jsonl"
-    metric_writer.append_jsonl(path, {"step": 1, "boxes": [[1.0, float("nan")]], "d": {"x": (2,)}})
-    assert _lines(path) == [{"step": 1, "boxes": [[1.0, None]], "d": {"x": [2]}}]
+    assert not (tmp_path / "rollouts.jsonl").exists()  # made by its first line
+    writer.write_rollouts(1, {"boxes": [[1.0, float("nan")]], "d": {"x": (2,)}})
+    lines = _lines(tmp_path / "rollouts.jsonl")
+    assert lines == [{"step": 1, "boxes": [[1.0, None]], "d": {"x": [2]}}]
 
 
 def test_only_the_primary_process_writes(tmp_path, capsys):
     writer = _open(tmp_path / "run", is_primary=False, tensorboard=True, wandb=True)
     writer.write(1, {"a": 1.0})
+    writer.write_rollouts(1, {"a": 1.0})
     writer.say("hello")
+    writer.flush()
     writer.close()
     assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""
 

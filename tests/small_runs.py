@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cpu_flags
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,17 +203,15 @@ def open_job(workdir, /, *, mesh=None, **changes):
     config_file = config_file.replace("configs", str(ROOT / "configs"))
     given = jobs.parse([config_file, *rest], verb, define)
     opened = jobs.open_job(given.config, workdir)
-    return dataclasses.replace(
-        opened, mesh=one_device() if mesh is None else mesh, initial=lambda: params(opened.model)
-    )
+    mesh = one_device() if mesh is None else mesh
+    model = dataclasses.replace(opened.model, mesh=mesh)
+    return dataclasses.replace(opened, mesh=mesh, model=model, initial=lambda: params(model))
 
 
 def environment(num_devices=1):
     """Of a process that shares this one's compile cache and has so many devices."""
-    count = (
-        f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
-    )
-    return os.environ | {"XLA_FLAGS": count, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    options = cpu_flags.joined(num_devices)
+    return os.environ | {"XLA_FLAGS": options, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
 
 
 def start(argv, *, num_devices=1, launcher=(), python=None):

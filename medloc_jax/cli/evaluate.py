@@ -11,12 +11,11 @@ Hugging Face folder), --out says where to.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from medloc_jax import config as configuration
-from medloc_jax import distributed
+from medloc_jax import distributed, storage
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
         flags.mark_flag_as_required("workdir", flag_values=values)
 
     given = open_job.parse(argv, "evaluate", define)
-    workdir = Path(given.workdir)
-    own = not given.checkpoint or workdir.resolve() in Path(given.checkpoint).resolve().parents
+    workdir, home = storage.path(given.workdir), storage.resolved(given.workdir)
+    own = not given.checkpoint or home in storage.resolved(given.checkpoint).parents
     if not given.out and (given.manifest or not own):
         raise ValueError(
             "--out=DIR is needed with --manifest or a checkpoint of another run: the run's own "
@@ -63,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         step, params = restored.step, restored.arrays["params"]
     evaluate = jobs.Evaluator(job, programs.encode_program(job.model, job.mesh))
     compiled = programs.compile_all(evaluate.tasks(params), job.buckets)
-    out = Path(given.out) if given.out else None
+    out = storage.path(given.out) if given.out else None
     measures = evaluate(params, split, step, out=out)
     if distributed.is_primary():
         print(compiled)

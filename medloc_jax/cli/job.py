@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from medloc_jax import checkpoint, distributed, sharding
+from medloc_jax import checkpoint, distributed, sharding, storage
 from medloc_jax import config as configuration
 from medloc_jax.cli import validate
 from medloc_jax.convert import parameters
@@ -64,14 +63,14 @@ def _tokenizer_folder(config: Any) -> str:
     origin = config.model.init_from
     home = configuration.find_home(origin) if origin else None
     for source in filter(None, (config.model.preset, origin, home)):
-        if (Path(source) / "tokenizer_config.json").is_file():
+        if (storage.path(source) / "tokenizer_config.json").is_file():
             # The run goes on to be read from other working directories.
-            return str(Path(source).absolute())
+            return str(storage.absolute(source))
     run = configuration.find_run(origin) if origin else None
     return configuration.read(run).model.tokenizer if run else ""
 
 
-def write_config(config: Any, workdir: Path) -> None:
+def write_config(config: Any, workdir: Any) -> None:
     """Writes the resolved configuration; refuses a folder that holds another run.
 
     Raises:
@@ -82,19 +81,17 @@ def write_config(config: Any, workdir: Path) -> None:
     if path.is_file() and checkpoint.is_checkpoint(workdir):
         validate.check_same_run(configuration.read(workdir), config, workdir)
     if distributed.is_primary():
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(config.to_json_best_effort(indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        storage.make_folder(workdir)
+        storage.write_text(path, config.to_json_best_effort(indent=2) + "\n")
     distributed.barrier("config_written")
 
 
-def open_job(config: Any, workdir: Path, *, only_split: str = "") -> jobs.Job:
+def open_job(config: Any, workdir: Any, *, only_split: str = "") -> jobs.Job:
     """Builds everything that training and evaluation need, and refuses what cannot work.
 
     Args:
         config: the resolved configuration.
-        workdir: the run's folder.
+        workdir: the run's folder, as `storage.path` gives it.
         only_split: evaluate this split alone; the train split then only gives the floor, where
             there is one.
 
@@ -107,18 +104,12 @@ def open_job(config: Any, workdir: Path, *, only_split: str = "") -> jobs.Job:
     validate.check(config)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} is a file: name a folder")
-    if config.model.init_from and not Path(config.model.init_from).exists() and not only_split:
-        raise ValueError(f"model.init_from={config.model.init_from}: there is no such folder")
+    if not only_split:
+        _check_origin(config.model.init_from)
     mesh = sharding.make_mesh(**config.mesh.to_dict())
-    sizes = model_config.preset(config.model.preset)
-    text_coder = tokenizer.load(config.model.tokenizer, sizes)
-    model = qwen2_5_vl.Model(
-        sizes,
-        compute_dtype=jnp.dtype(config.model.compute_dtype),
-        remat=config.model.remat,
-        attention=config.model.attention,
-        vocab_chunk=config.model.vocab_chunk,
-    )
+    sizes = model_config.preset(_small_files(config.model.preset))
+    text_coder = tokenizer.load(_small_files(config.model.tokenizer), sizes)
+    model = jobs.make_model(config, sizes, mesh)
     pixels = processor.ImageProcessor.for_model(
         sizes.vision, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
     )
@@ -176,8 +167,7 @@ def initial_params(
     source = config.model.init_from
     if not source:
         return states.fresh(model, mesh, config.seed)
-    if not Path(source).exists():
-        raise ValueError(f"model.init_from={source}: there is no such folder")
+    _check_origin(source)
     if not checkpoint.is_checkpoint(source) and not parameters.is_hf_folder(source):
         raise ValueError(
             f"model.init_from={source} holds no parameters: give a Hugging Face folder, a "
@@ -186,26 +176,56 @@ def initial_params(
     return parameters.load(source, model.config, params_struct(model, mesh))
 
 
+def _check_origin(source: str) -> None:
+    """Refuses a model.init_from that is not there, or cannot be read where it is."""
+    if source and not storage.path(source).exists():
+        raise ValueError(f"model.init_from={source}: there is no such folder")
+    if source and storage.is_remote(source) and not checkpoint.is_checkpoint(source):
+        raise ValueError(
+            f"model.init_from={source} is no checkpoint of medloc_jax, and of an object store "
+            "nothing else can be read: copy the folder to this machine, or convert it first "
+            "(`medloc convert`) and copy the result there"
+        )
+
+
+def _small_files(folder: str) -> str:
+    """The folder of a model's sizes or words as one of this machine; presets are left alone."""
+    if not storage.is_remote(folder):
+        return folder
+    endings = (".json", ".txt", ".jinja", ".model")
+    return str(storage.local_copy(folder, lambda name: "/" not in name and name.endswith(endings)))
+
+
 def params_struct(model: qwen2_5_vl.Model, mesh: jax.sharding.Mesh) -> qwen2_5_vl.Params:
     """Shapes and shardings of a whole parameter tree, as the checkpointer wants them."""
     return sharding.param_structs(mesh, model.abstract_params(), model.logical_axes())
 
 
-def _examples(config: Any, workdir: Path, only_split: str) -> dict[str, list[examples.Example]]:
+def _drawings(made: Any, workdir: Any) -> Path:
+    """Where the synthetic data are drawn; of a remote run, each host draws its own."""
+    if not storage.is_remote(workdir):
+        return workdir / "data"
+    name = f"{made.variant}-{made.num_train}-{made.num_test}-{made.seed}"
+    return Path.home() / ".cache" / "medloc_jax" / "synthetic" / name
+
+
+def _examples(config: Any, workdir: Any, only_split: str) -> dict[str, list[examples.Example]]:
     """The splits that the run looks at; val is cut from train where the manifest has none."""
     data, manifest = config.data, config.data.manifest
     if manifest == "synthetic":
         made = data.synthetic
         manifest = synthetic.write(
-            workdir / "data",
+            _drawings(made, workdir),
             variant=made.variant,
             num_train=made.num_train,
             num_test=made.num_test,
             seed=made.seed,
         )
-    rows = examples.load_manifest(manifest)
+    rows = examples.load_manifest(manifest, unreadable_train=data.missing_files == "skip")
     # Cut with a seed of its own, so that runs that differ in their seed look at the same val.
     rows = examples.cut_val(rows, data.val_fraction, seed=0)
+    if data.missing_files == "skip":
+        examples.check_evaluated(rows)
     if only_split:
         train = [example for example in rows if example.split == "train"]
         return {"train": train, only_split: examples.select(rows, only_split)}

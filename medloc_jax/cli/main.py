@@ -25,6 +25,8 @@ VERBS = {
     "convert": ("medloc_jax.cli.convert", "Hugging Face folder to checkpoint, and back"),
     "report": ("medloc_jax.cli.report", "tables and plots of one or many runs"),
     "curriculum": ("medloc_jax.cli.curriculum", "replay a reward schedule over logged IoUs"),
+    "plan": ("medloc_jax.cli.plan", "what a run takes, without its devices: memory, traffic, time"),
+    "watch": ("medloc_jax.cli.watch", "a run on one screen, while it goes on"),
 }
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from medloc_jax import storage
+
 _USAGE = "write `medloc report WORKDIR [WORKDIR ...] [--out=DIR]`"
 
 
@@ -39,6 +41,14 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(
             "the report needs matplotlib: install it with `pip install medloc_jax[report]`"
         ) from error
+    if any(storage.is_remote(path) for path in (*workdirs, values.out or "")):
+        if values.out is None or storage.is_remote(values.out):
+            raise ValueError("a report on a run of gs:// or s3:// is written here: give --out=DIR")
+        # All but the weights: tables and curves need no more.
+        workdirs = [
+            str(storage.local_copy(path, lambda name: not name.startswith("checkpoints/")))
+            for path in workdirs
+        ]
     for path in report.write_report(workdirs, values.out):
         print(path)
     return 0

@@ -28,10 +28,14 @@ FREE = (
     "log.",
     "mesh.",
     "data.num_",
+    "data.missing_files",
+    "optim.max_nonfinite",
+    "watchdog.",
     "model.attention",
     "model.remat",
     "model.vocab_chunk",
     "rl.micro_batch_prompts",
+    "rl.gather_weights",
     "sft.micro_batch",
 )
 
@@ -48,6 +52,7 @@ def check(config: Any) -> None:
     _one_of("model.frozen_dtype", config.model.frozen_dtype, DTYPES)
     _one_of("data.template", data.template, prompts.TEMPLATES)
     _one_of("data.synthetic.variant", data.synthetic.variant, synthetic.VARIANTS)
+    _one_of("data.missing_files", data.missing_files, ("stop", "skip"))
     for name in data.augment:
         _one_of("data.augment", name, augment.AUGMENTATIONS)
     _one_of("eval.split", evaluation.split, SPLITS)
@@ -66,7 +71,11 @@ def check(config: Any) -> None:
     _at_least(config, 0, "log.rollouts_every", "data.num_workers", "data.num_threads")
     _at_least(config, 1, "checkpoint.keep_last", "data.min_pixels", "data.max_pixels")
     _at_least(config, 0, "checkpoint.keep_best", "eval.num_examples", "optim.learning_rate")
-    _at_least(config, 0, "sft.box_jitter")
+    _at_least(config, 0, "sft.box_jitter", "optim.max_nonfinite")
+    _at_least(config, 0, "watchdog.lost_seconds", "watchdog.hung_seconds")
+    steps = config.log.profile_steps
+    if len(steps) != 2 or not (0 < steps[0] <= steps[1] or steps[0] == steps[1] == 0):
+        raise ValueError(f"log.profile_steps={steps}: give (first, last) step, or (0, 0) for none")
     if config.seed >= 2**32:
         raise ValueError(f"seed={config.seed}: it must be below 2**32")
     if not config.sft.box_scale > 0:

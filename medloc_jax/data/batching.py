@@ -38,6 +38,7 @@ class Batch(NamedTuple):
     row_valid: Bool[np.ndarray, " B"]  # false: a repeat that only fills an evaluation batch up
     completions: Int32[np.ndarray, "B 1 C"] | None  # SFT: the text to learn; else None
     completion_mask: Bool[np.ndarray, "B 1 C"] | None  # true = token to learn, end token included
+    num_skipped: int = 0  # rows that hold another example, since the image of theirs is unreadable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,11 +166,15 @@ class RowLoader:
 
 
 def _named(error: ValueError, example: examples.Example) -> ValueError:
-    """The same error as one line that names the image."""
+    """The same error as one line that names the image and the manifest's line."""
     message = " ".join(str(error).split())
+    where = f"(example {example.id!r}{', ' if example.line else ''}{example.line})"
     if example.image_path not in message:
-        message = f"{example.image_path} (example {example.id!r}): {message}"
-    return ValueError(message)
+        message = f"{example.image_path} {where}: {message}"
+    elif example.line and example.line not in message:
+        message = f"{message} {where}"
+    unreadable = isinstance(error, processor.UnreadableImageError)
+    return (processor.UnreadableImageError if unreadable else ValueError)(message)
 
 
 def make_batch(
@@ -177,6 +182,7 @@ def make_batch(
     row_valid: Sequence[bool],
     bucket: geometry.Bucket,
     loader: RowLoader,
+    num_skipped: int = 0,
 ) -> Batch:
     """Pads rows to a bucket and stacks them; B is len(rows)."""
     completions = completion_mask = None
@@ -196,4 +202,5 @@ def make_batch(
         row_valid=np.array(row_valid, bool),
         completions=completions,
         completion_mask=completion_mask,
+        num_skipped=num_skipped,
     )

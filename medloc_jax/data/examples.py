@@ -8,11 +8,12 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 
 import numpy as np
 from PIL import Image
+
+from medloc_jax import storage
 
 SPLITS = ("train", "val", "test")
 MANIFEST_NAME = "manifest.jsonl"
@@ -33,6 +34,8 @@ class Example:
     group: str | None  # patient or lesion that must not cross splits
     source: str  # data set
     folder: str = ""
+    # "MANIFEST:LINE", for messages.
+    line: str = dataclasses.field(default="", compare=False, repr=False)
 
     @property
     def image_path(self) -> str:
@@ -51,7 +54,9 @@ class Example:
         return line
 
 
-_KEYS = tuple(field.name for field in dataclasses.fields(Example) if field.name != "folder")
+_KEYS = tuple(
+    field.name for field in dataclasses.fields(Example) if field.name not in ("folder", "line")
+)
 _STRINGS = ("id", "image", "query", "source")
 _OPTIONAL_STRINGS = ("label", "group")
 
@@ -62,47 +67,53 @@ def write_manifest(path: str | os.PathLike[str], examples: Iterable[Example]) ->
         file.writelines(json.dumps(example.to_json()) + "\n" for example in examples)
 
 
-def load_manifest(path: str | os.PathLike[str], *, check_images: bool = True) -> list[Example]:
+def load_manifest(
+    path: str | os.PathLike[str], *, check_images: bool = True, unreadable_train: bool = False
+) -> list[Example]:
     """Reads a manifest, all splits, in file order.
 
     Args:
         path: a `manifest.jsonl`, or the folder that holds one. Image paths are relative to it.
         check_images: also open every image's header and compare its size with the line's (about
-            0.1 ms each; nothing is decoded). That the file exists is always checked.
+            0.1 ms each; nothing is decoded). That the file exists is always checked. In an object
+            store only that: the size is compared when an image is loaded.
+        unreadable_train: accept lines of split train whose image is gone or damaged.
 
     Raises:
         ValueError: for the first bad line, as "PATH:LINE: what: cure", with the number of further
             bad lines; or for a manifest that is missing or empty.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / MANIFEST_NAME
+    manifest = storage.path(path)
+    if manifest.is_dir():
+        manifest = manifest / MANIFEST_NAME
     try:
-        lines = path.read_bytes().splitlines()
+        lines = manifest.read_bytes().splitlines()
     except OSError as error:
         raise ValueError(
-            f"{path}: cannot be read ({error.strerror}): give the path of a {MANIFEST_NAME}, "
-            "or write one with `medloc prepare`"
+            f"{manifest}: cannot be read ({error.strerror or error}): give the path of a "
+            f"{MANIFEST_NAME}, or write one with `medloc prepare`"
         ) from error
     if not lines:
-        raise ValueError(f"{path}: has no lines: write it again with `medloc prepare`")
+        raise ValueError(f"{manifest}: has no lines: write it again with `medloc prepare`")
 
     examples: list[Example] = []
     problems: list[str] = []
     line_of_id: dict[str, int] = {}
     split_of_group: dict[str, tuple[str, int]] = {}
+    stored = storage.files_below(manifest.parent) if storage.is_remote(manifest) else None
     for number, line in enumerate(lines, start=1):
         try:
-            example = _parse_line(line, str(path.parent))
+            example = _parse_line(line, str(manifest.parent), f"{manifest}:{number}")
             first = line_of_id.setdefault(example.id, number)
             if first != number:
                 raise ValueError(
                     f"id {example.id!r} stands in line {first} already: give every line its own"
                 )
             _check_group(example, number, split_of_group)
-            _check_image(example, check_header=check_images)
+            must_open = example.split != "train" or not unreadable_train
+            _check_image(example, stored, check_header=check_images, must_open=must_open)
         except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
+            problems.append(f"{manifest}:{number}: {error}")
         else:
             examples.append(example)
     if problems:
@@ -112,7 +123,7 @@ def load_manifest(path: str | os.PathLike[str], *, check_images: bool = True) ->
     return examples
 
 
-def _parse_line(line: bytes, folder: str) -> Example:
+def _parse_line(line: bytes, folder: str, place: str) -> Example:
     """One line of a manifest as an Example; raises ValueError("what: cure")."""
     try:
         fields = json.loads(line.decode("utf-8"))
@@ -142,7 +153,7 @@ def _parse_line(line: bytes, folder: str) -> Example:
     if fields["split"] not in SPLITS:
         raise ValueError(f"split is {fields['split']!r}: it must be one of {', '.join(SPLITS)}")
     boxes = _parse_boxes(fields["boxes_px"], fields["width"], fields["height"])
-    return Example(**{**fields, "boxes_px": boxes}, folder=folder)
+    return Example(**{**fields, "boxes_px": boxes}, folder=folder, line=place)
 
 
 def _parse_boxes(
@@ -190,11 +201,19 @@ def _check_group(example: Example, number: int, split_of_group: dict[str, tuple[
         )
 
 
-def _check_image(example: Example, *, check_header: bool) -> None:
-    """Raises ValueError when the image is missing or is not of the stated size."""
-    if not os.path.exists(example.image_path):
-        raise ValueError(f"image {example.image_path} does not exist: paths start at the manifest")
-    if not check_header:
+def _check_image(
+    example: Example, stored: Set[str] | None, *, check_header: bool, must_open: bool
+) -> None:
+    """Raises ValueError when the image is missing or is not of the stated size.
+
+    `stored`: what an object store has; None for a folder of this machine.
+    """
+    path = example.image_path
+    if not (os.path.exists(path) if stored is None else path in stored):
+        if not must_open:
+            return
+        raise ValueError(f"image {path} does not exist: paths start at the manifest")
+    if not check_header or stored is not None:
         return
     try:
         with warnings.catch_warnings():
@@ -202,6 +221,8 @@ def _check_image(example: Example, *, check_header: bool) -> None:
             with Image.open(example.image_path) as image:
                 size = image.size
     except (OSError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        if not must_open:
+            return
         reason = "decompression bomb" if "bomb" in type(error).__name__.lower() else "not an image"
         raise ValueError(
             f"image {example.image_path} cannot be opened ({reason}): replace the file"
@@ -211,6 +232,23 @@ def _check_image(example: Example, *, check_header: bool) -> None:
             f"image {example.image_path} is {size[0]} x {size[1]} px, and the line says "
             f"{example.width} x {example.height}: boxes and size must be those of the stored file"
         )
+
+
+def check_evaluated(examples: Iterable[Example]) -> None:
+    """Refuses missing images outside split train, where a measure would lose examples.
+
+    `load_manifest` with `unreadable_train` has let those pass that `cut_val` moved to val.
+
+    Raises:
+        ValueError: names the manifest's line and the image.
+    """
+    for example in examples:
+        local = "://" not in example.image_path  # a store was asked for all of them at once
+        if example.split != "train" and local and not os.path.exists(example.image_path):
+            raise ValueError(
+                f"{example.line}: image {example.image_path} of split {example.split} does not "
+                "exist: data.missing_files=skip is for training alone; bring it back"
+            )
 
 
 def select(examples: Sequence[Example], split: str) -> list[Example]:

@@ -10,6 +10,7 @@ integer, the step: it is reached without reading what lies before it.
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,10 +19,14 @@ import numpy as np
 from absl import flags
 
 from medloc_jax.data import batching, examples
-from medloc_jax.model import geometry
+from medloc_jax.model import geometry, processor
 
 # Batches that are ready or under way, for each thread or worker.
 PREFETCH = 2
+# Where so many images in a row cannot be read, it is the disk and not the images.
+_MOST_TRIES = 100
+
+_log = logging.getLogger(__name__)
 
 
 def row_shapes(
@@ -66,6 +71,7 @@ def train_batches(
     buckets: Sequence[geometry.Bucket],
     num_workers: int = 0,
     num_threads: int = 2,
+    skip_unreadable: bool = False,
 ) -> Iterator[batching.Batch]:
     """This process's rows of the global batches start_step .. num_steps - 1, loaded ahead.
 
@@ -83,6 +89,9 @@ def train_batches(
         num_workers: loading processes; 0 = threads. They are spawned, so a script that asks for
             some must start under `if __name__ == "__main__":`, or it waits for them for ever.
         num_threads: loading threads where num_workers is 0; 0 = load when asked.
+        skip_unreadable: where an image is gone or damaged, the next example of the manifest that
+            fits the batch's shape takes its place, whatever the number of processes; it is told in
+            a warning and counted in the batch. Otherwise that is an error.
 
     Raises:
         ValueError: no examples, a batch that does not divide, or, while iterating, a row that
@@ -91,7 +100,14 @@ def train_batches(
     local = _local_rows(batch_size, process_index, process_count, "train")
     if not rows:
         raise ValueError("there are no training examples: choose a manifest with a train split")
-    load = _StepLoader(tuple(rows), loader, tuple(row_shapes(rows, loader)), tuple(buckets), local)
+    load = _StepLoader(
+        tuple(rows),
+        loader,
+        tuple(row_shapes(rows, loader)),
+        tuple(buckets),
+        local,
+        skip_unreadable,
+    )
     order = epoch_order(len(rows), seed)
     steps = order.batch(batch_size, batch_fn=_as_list).slice(slice(start_step, num_steps))
     steps = steps.map_with_index(_Numbered(load, start_step, batch_size))
@@ -152,6 +168,7 @@ class _StepLoader:
     shapes: tuple[geometry.RowShape, ...]
     buckets: tuple[geometry.Bucket, ...]
     local: slice
+    skip_unreadable: bool = False
 
     def __call__(
         self,
@@ -162,13 +179,37 @@ class _StepLoader:
         """The three describe all rows of the global batch."""
         try:
             bucket = geometry.choose_bucket(self.buckets, [self.shapes[i] for i in indices])
-            loaded = [
-                self.loader(self.rows[index], position)
-                for index, position in zip(indices[self.local], positions[self.local], strict=True)
-            ]
-            return batching.make_batch(loaded, row_valid[self.local], bucket, self.loader)
+            loaded, num_skipped = [], 0
+            for index, position in zip(indices[self.local], positions[self.local], strict=True):
+                row = self._load(index, position, bucket)
+                num_skipped += row.example.id != self.rows[index].id
+                loaded.append(row)
+            valid = row_valid[self.local]
+            return batching.make_batch(loaded, valid, bucket, self.loader, num_skipped)
         except ValueError as error:
             return _Failure(str(error))
+
+    def _load(
+        self, index: int, position: int | None, bucket: geometry.Bucket
+    ) -> batching.LoadedRow:
+        """The row of an example, or of the next one that can be read and fits."""
+        failed = []
+        for offset in range(min(len(self.rows), _MOST_TRIES)):
+            other = (index + offset) % len(self.rows)
+            # The bucket belongs to the global batch: all processes choose the same.
+            if not bucket.covers(self.shapes[other]):
+                continue
+            try:
+                row = self.loader(self.rows[other], position)
+            except processor.UnreadableImageError as error:
+                if not self.skip_unreadable:
+                    raise
+                failed.append(str(error))
+                continue
+            if failed:
+                _log.warning("%s: example %r takes its place", failed[0], row.example.id)
+            return row
+        raise ValueError(f"{failed[0]}, and {len(failed) - 1} more that could take its place")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,9 +128,11 @@ class Grounder:
                 "folder of the base model by --tokenizer (tokenizer_folder)"
             )
         text_coder = tokenizer.load(words, known.sizes)
-        model = qwen2_5_vl.Model(known.sizes, compute_dtype=jnp.dtype(dtype), remat="none")
         # All devices hold parts of every matrix, so that any number of images can be asked about.
         mesh = sharding.make_mesh(data=1, fsdp=1, tensor=-1)
+        model = qwen2_5_vl.Model(
+            known.sizes, compute_dtype=jnp.dtype(dtype), remat="none", mesh=mesh
+        )
         like = sharding.param_structs(
             mesh, model.abstract_params(), model.logical_axes(), jnp.dtype(dtype)
         )

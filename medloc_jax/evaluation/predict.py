@@ -9,13 +9,12 @@ compared is that of training: `rewards.scores`.
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tqdm
 
-from medloc_jax import distributed
+from medloc_jax import distributed, storage
 from medloc_jax.data import batching, examples
 from medloc_jax.evaluation import metrics
 from medloc_jax.grounding import boxes, prompts
@@ -70,7 +69,8 @@ def evaluate(
             train_examples, eval_examples, seed=BOOTSTRAP_SEED
         )
     summary["decoding"] = decoding(max_completion_tokens)
-    summary["image_folder"] = os.path.abspath(eval_examples[0].folder)
+    folder = eval_examples[0].folder
+    summary["image_folder"] = folder if storage.is_remote(folder) else os.path.abspath(folder)
     return predictions, summary
 
 
@@ -126,8 +126,13 @@ def predict(
     return _in_order(predictions if gather is None else gather(predictions), expected_ids)
 
 
-def gather_over_processes(predictions: list[Prediction]) -> list[Prediction]:
-    """Joins the predictions of all processes, in process order; every process calls it."""
+def gather_over_processes(predictions: list[Prediction], copies: int = 1) -> list[Prediction]:
+    """Joins the predictions of all processes, in process order; every process calls it.
+
+    Args:
+        predictions: of this process.
+        copies: neighbouring processes that have the same ones (`sharding.RowShare`).
+    """
     text = np.frombuffer(json.dumps(predictions).encode("ascii"), np.uint8)
     lengths = distributed.all_hosts(np.array([text.size]))
     # all_hosts wants the same shape everywhere; spaces after JSON mean nothing. A power of two, so
@@ -136,18 +141,18 @@ def gather_over_processes(predictions: list[Prediction]) -> list[Prediction]:
     padded = np.full((1, width), ord(" "), np.uint8)
     padded[0, : text.size] = text
     rows = distributed.all_hosts(padded)
-    return [prediction for row in rows for prediction in json.loads(row.tobytes())]
+    return [prediction for row in rows[::copies] for prediction in json.loads(row.tobytes())]
 
 
 def write(
     folder: str | os.PathLike[str], predictions: Sequence[Prediction], summary: dict[str, Any]
 ) -> None:
     """Writes predictions.jsonl and metrics.json, each whole or not at all, metrics.json last."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    target = storage.path(folder)
+    storage.make_folder(target)
     lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in predictions)
-    _replace(folder / PREDICTIONS_FILE, lines)
-    _replace(folder / METRICS_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    storage.write_text(target / PREDICTIONS_FILE, lines)
+    storage.write_text(target / METRICS_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def _score(
@@ -199,9 +204,3 @@ def _in_order(predictions: Sequence[Prediction], expected_ids: Sequence[str]) ->
             what = f"{len(unknown)} answered examples are not in the split"
         raise ValueError(f"{what}, {name!r} the first: batches and split must come from one list")
     return [by_id[name] for name in expected_ids]
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

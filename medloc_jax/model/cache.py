@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from medloc_jax import sharding
 from medloc_jax.model.config import TextConfig
 
 
@@ -44,4 +45,7 @@ def empty_completions(
     """Returns a cache for `length` tokens of `batch` x `group_size` completions."""
     heads, size = config.num_key_value_heads, config.head_dim
     shape = (config.num_hidden_layers, batch, group_size, length, heads, size)
-    return CompletionCache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype))
+    empty = sharding.constrain(
+        jnp.zeros(shape, dtype), "layers", "batch", None, None, "kv_heads", None
+    )
+    return CompletionCache(k=empty, v=empty)

@@ -3,8 +3,8 @@
 """Qwen2.5-VL's language model: a decoder over prompts, groups of completions, or one token more.
 
 A layer has three faces over the same weights: `prompt` (causal, gives the keys and values that the
-group shares), `group` (G completions on top of them) and `token` (one decoding step). All layers
-are one scan.
+group shares), `group` (prompts and G completions of each) and `token` (one decoding step). All
+layers are one scan.
 
 Reference: Qwen2.5 (arXiv 2412.15115) section 2, Qwen2.5-VL (arXiv 2502.13923) section 2.1.
 The shared prompt: Prefix Grouper (arXiv 2506.05433) shows the same for training in PyTorch.
@@ -19,6 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from medloc_jax import sharding
 from medloc_jax.model import attention, cache, layers, rope
 from medloc_jax.model.config import TextConfig
 
@@ -31,13 +32,15 @@ class SelfAttention(nnx.Module):
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
         size, head = config.hidden_size, config.head_dim
         wide, narrow = config.num_attention_heads * head, config.num_key_value_heads * head
-        axes: layers.Axes = ("embed", "heads")
+        heads = ("heads", config.num_attention_heads)
+        kv_heads = ("kv_heads", config.num_key_value_heads)
         # Random biases make scores depend on positions alone from the start: without them, a model
         # that starts from nothing takes long to find out where in the image a token is.
-        make = functools.partial(layers.Linear, axes=axes, use_bias=True, rngs=rngs, bias_std=1.0)
-        self.q_proj, self.k_proj = make(size, wide), make(size, narrow)
-        self.v_proj = layers.Linear(size, narrow, axes=axes, use_bias=True, rngs=rngs)
-        self.o_proj = layers.Linear(wide, size, axes=("heads", "embed"), use_bias=False, rngs=rngs)
+        make = functools.partial(layers.Linear, use_bias=True, rngs=rngs)
+        self.q_proj = make(size, wide, axes=("embed", heads), bias_std=1.0)
+        self.k_proj = make(size, narrow, axes=("embed", kv_heads), bias_std=1.0)
+        self.v_proj = make(size, narrow, axes=("embed", kv_heads))
+        self.o_proj = layers.Linear(wide, size, axes=(heads, "embed"), use_bias=False, rngs=rngs)
         self.head_dim = head
 
     def project(self, x: Array, rotary: rope.Rotary) -> tuple[Array, Array, Array]:
@@ -59,7 +62,9 @@ class DecoderLayer(nnx.Module):
         self.input_layernorm = layers.RMSNorm(size, eps=eps, rngs=rngs)
         self.post_attention_layernorm = layers.RMSNorm(size, eps=eps, rngs=rngs)
         self.self_attn = SelfAttention(config, rngs=rngs)
-        self.mlp = layers.SwiGLU(size, config.intermediate_size, use_bias=False, rngs=rngs)
+        self.mlp = layers.SwiGLU(
+            size, config.intermediate_size, axes=("embed", "mlp"), use_bias=False, rngs=rngs
+        )
 
     def _finish(self, x: Array, heads: Array) -> Array:
         x = x + self.self_attn.output(heads)
@@ -79,15 +84,30 @@ class DecoderLayer(nnx.Module):
 
     def group(
         self,
-        x: Float[Array, "b g c d"],
+        x: Float[Array, "b t d"],
         rotary: rope.Rotary,
-        prompt_kv: KeysValues,
+        mask: Bool[Array, "b p p"],
         prompt_mask: Bool[Array, "b p"],
-    ) -> Float[Array, "b g c d"]:
-        """One layer over the completions, which look at their prompt and, causally, themselves."""
+        group_size: int,
+        implementation: str,
+    ) -> Float[Array, "b t d"]:
+        """One layer over p prompt tokens and, after them, the g * c tokens of the completions.
+
+        Prompt and completions part for attention alone: a completion looks at its prompt and,
+        causally, at itself. Each weight is read (and gathered, and given its gradient) once.
+        """
+        length = mask.shape[-1]
+        b, t, _ = x.shape
+        own = (b, group_size, (t - length) // group_size)
         q, k, v = self.self_attn.project(self.input_layernorm(x), rotary)
-        heads = attention.attend_group(q, *prompt_kv, prompt_mask, k, v)
-        return self._finish(x, heads)
+        prompt_q, prompt_k, prompt_v = (part[:, :length] for part in (q, k, v))
+        q, k, v = (part[:, length:].reshape(*own, *part.shape[2:]) for part in (q, k, v))
+        to_prompt = attention.attend(
+            prompt_q, prompt_k, prompt_v, mask, implementation=implementation
+        )
+        to_both = attention.attend_group(q, prompt_k, prompt_v, prompt_mask, k, v)
+        to_both = to_both.reshape(b, t - length, *to_both.shape[3:])
+        return self._finish(x, jnp.concatenate([to_prompt, to_both], axis=1))
 
     def token(
         self,
@@ -109,10 +129,22 @@ class Embedding(nnx.Module):
 
     def __init__(self, vocab_size: int, size: int, *, rngs: nnx.Rngs):
         values = jax.random.normal(rngs.params(), (vocab_size, size), jnp.float32) * size**-0.5
-        self.embedding = nnx.Param(values, axes=("vocab", "embed"))
+        self.axes: sharding.Axes = ("vocab", "embed")
+        self.embedding = nnx.Param(values, axes=self.axes)
 
-    def __call__(self, ids: Int[Array, "*b"], dtype: DTypeLike) -> Float[Array, "*b d"]:
-        return jnp.take(self.embedding[...], ids, axis=0).astype(dtype)
+    def __call__(
+        self, ids: Int[Array, "*b"], dtype: DTypeLike, table: Float[Array, "v d"] | None = None
+    ) -> Float[Array, "*b d"]:
+        table = self.table(dtype) if table is None else table
+        x = jnp.take(table, ids, axis=0).astype(dtype)
+        return sharding.constrain(x, "batch", *(None,) * ids.ndim)
+
+    def table(self, dtype: DTypeLike) -> Float[Array, "v d"]:
+        """The vectors as they are read: gathered, in dtype, if they are stored in pieces."""
+        values = self.embedding[...]
+        if sharding.ways("embed", values.shape[1]) == 1:
+            return values  # only the rows that are read need be cast
+        return sharding.cast_and_gathered(values, dtype, self.axes)
 
 
 class PromptPass(NamedTuple):
@@ -203,18 +235,23 @@ class LanguageModel(nnx.Module):
         Returns:
             The last layer's outputs for the prompts and for the completions, before the final norm.
         """
-        rotary, mask = self.rotary(positions), _causal(prompt_mask)
-        own_rotary = self.completion_rotary(next_position, jnp.arange(completions.shape[2]))
+        b, g, c, d = completions.shape
+        mask, length = _causal(prompt_mask), x.shape[1]
+        own = self.completion_rotary(next_position, jnp.arange(c))  # [b, 1, c, h/2] twice
+        rotary = tuple(
+            jnp.concatenate([part, jnp.tile(mine[:, 0], (1, g, 1))], axis=1)
+            for part, mine in zip(self.rotary(positions), own, strict=True)
+        )
         graph, weights = nnx.split(self.layers)
 
-        def layer(carry: tuple[Array, Array], one: nnx.State):
+        def layer(x: Array, one: nnx.State):
             module = nnx.merge(graph, one)
-            x, y = carry
-            x, kv = module.prompt(x, rotary, mask, implementation)
-            return (x, module.group(y, own_rotary, kv, prompt_mask)), None
+            return module.group(x, rotary, mask, prompt_mask, g, implementation), None
 
-        outputs, _ = jax.lax.scan(layers.remat(layer, remat), (x, completions), weights)
-        return outputs
+        joined = jnp.concatenate([x, completions.reshape(b, g * c, d)], axis=1)
+        joined = sharding.constrain(joined, "batch", None, None)
+        joined, _ = jax.lax.scan(layers.remat(layer, remat), joined, weights)
+        return joined[:, :length], joined[:, length:].reshape(b, g, c, d)
 
     def token(
         self,

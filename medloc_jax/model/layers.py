@@ -3,7 +3,8 @@
 """The weights that the vision tower and the language model share in kind: linear, norm, SwiGLU.
 
 Modules hold weights and nothing else. Each weight names the logical axes of its last dimensions
-(`sharding.py` maps them to the mesh); stacked layers have one more axis in front.
+(`sharding.py` maps them to the mesh); stacked layers have one more axis in front. Activations lead
+with the batch, and are split along their last axis where the weight that made them is.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-Axes = tuple[str | None, ...]
+from medloc_jax import sharding
+from medloc_jax.sharding import Axes
+
+# Logical axes of a weight's side towards the model's width.
+_WIDTHS = ("embed", "vision_embed")
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
@@ -37,11 +42,16 @@ class Linear(nnx.Module):
         """Draws the kernel with variance 1 / d_in, the bias with standard deviation bias_std."""
         self.kernel = nnx.Param(_normal(rngs, (d_in, d_out), d_in), axes=axes)
         bias = jax.random.normal(rngs.params(), (d_out,), jnp.float32) * bias_std
-        self.bias = nnx.Param(bias, axes=axes[1:]) if use_bias else None
+        # The width of an activation lies whole on a device, and so does what is added to it.
+        self.split = None if axes[1] in _WIDTHS else axes[1]
+        self.bias = nnx.Param(bias, axes=(self.split,)) if use_bias else None
+        self.axes = axes
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        y = x @ sharding.gathered(self.kernel[...].astype(x.dtype), self.axes)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        return sharding.constrain(y, "batch", *(None,) * (y.ndim - 2), self.split)
 
 
 class RMSNorm(nnx.Module):
@@ -61,11 +71,10 @@ class RMSNorm(nnx.Module):
 class SwiGLU(nnx.Module):
     """down(silu(gate(x)) * up(x)); with biases in the vision tower, without in the text model."""
 
-    def __init__(self, size: int, hidden: int, *, use_bias: bool, rngs: nnx.Rngs):
-        wide: Axes = ("embed", "mlp")
-        self.gate_proj = Linear(size, hidden, axes=wide, use_bias=use_bias, rngs=rngs)
-        self.up_proj = Linear(size, hidden, axes=wide, use_bias=use_bias, rngs=rngs)
-        self.down_proj = Linear(hidden, size, axes=("mlp", "embed"), use_bias=use_bias, rngs=rngs)
+    def __init__(self, size: int, hidden: int, *, axes: Axes, use_bias: bool, rngs: nnx.Rngs):
+        self.gate_proj = Linear(size, hidden, axes=axes, use_bias=use_bias, rngs=rngs)
+        self.up_proj = Linear(size, hidden, axes=axes, use_bias=use_bias, rngs=rngs)
+        self.down_proj = Linear(hidden, size, axes=axes[::-1], use_bias=use_bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from medloc_jax import storage
 from medloc_jax.model import geometry
 from medloc_jax.model.config import VisionConfig
 
@@ -234,6 +235,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return image.size
 
 
+class UnreadableImageError(ValueError):
+    """An image file that is gone or damaged."""
+
+
 class _UnfitImageError(ValueError):
     """An image that could be decoded but must not be."""
 
@@ -242,19 +247,19 @@ class _UnfitImageError(ValueError):
 def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """An image file whose header is fit; what goes wrong inside is told as a ValueError."""
     try:
-        with Image.open(path) as image:
+        with Image.open(storage.readable(path)) as image:
             _refuse_unfit(image, path)
             yield image
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such image file") from error
+        raise UnreadableImageError(f"{path}: no such image file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path}: refused as a decompression bomb: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not an image in a format that Pillow reads") from error
+        raise UnreadableImageError(f"{path}: not an image in a format that Pillow reads") from error
     except _UnfitImageError:
         raise
     except Exception as error:  # what Pillow's decoders raise on broken data has no common class
-        raise ValueError(f"{path}: broken or truncated image: {error}") from error
+        raise UnreadableImageError(f"{path}: broken or truncated image: {error}") from error
 
 
 def _refuse_unfit(image: Image.Image, path: str | os.PathLike[str]) -> None:

@@ -12,6 +12,7 @@ Qwen2_5_VLForConditionalGeneration in tests/parity.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from medloc_jax import sharding
 from medloc_jax.model import cache, language, layers, vision
 from medloc_jax.model.config import ModelConfig
 from medloc_jax.model.geometry import ModelInputs
@@ -48,25 +50,47 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801 (the model's own name)
         )
 
     def embed(
-        self, inputs: ModelInputs, features: Float[Array, "b m d"], dtype: DTypeLike
+        self,
+        inputs: ModelInputs,
+        features: Float[Array, "b m d"],
+        dtype: DTypeLike,
+        table: Float[Array, "v d"] | None = None,
     ) -> Float[Array, "b p d"]:
         """Token vectors, with each image placeholder replaced by its image token."""
-        index = inputs.image_index[..., None]
+        index = jnp.asarray(inputs.image_index)[..., None]
         images = jnp.take_along_axis(features.astype(dtype), jnp.maximum(index, 0), axis=1)
-        return jnp.where(
-            index >= 0, images, self.language_model.embed_tokens(inputs.input_ids, dtype)
-        )
+        tokens = self.language_model.embed_tokens(jnp.asarray(inputs.input_ids), dtype, table)
+        return sharding.constrain(jnp.where(index >= 0, images, tokens), "batch", None, None)
 
-    def vocabulary(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+    def head(self, dtype: DTypeLike, table: Float[Array, "v d"] | None = None) -> Array:
+        """The vocabulary projection's matrix as `vocabulary` takes it: [v, d] tied, [d, v] not."""
+        if self.lm_head is None:
+            table = self.language_model.embed_tokens.table(dtype) if table is None else table
+            return table.astype(dtype)
+        return sharding.cast_and_gathered(self.lm_head.kernel[...], dtype, self.lm_head.axes)
+
+    @property
+    def head_axes(self) -> layers.Axes:
+        """The logical axes of that matrix."""
+        return self.language_model.embed_tokens.axes if self.lm_head is None else self.lm_head.axes
+
+    def vocabulary(self, hidden: Float[Array, "*b d"], head: Array) -> Float[Array, "*b v"]:
         """Float32 logits of the last layer's output (before the final norm)."""
         hidden = self.language_model.norm(hidden)
-        if self.lm_head is None:
-            kernel, spec = self.language_model.embed_tokens.embedding[...], "...d,vd->...v"
-        else:
-            kernel, spec = self.lm_head.kernel[...], "...d,dv->...v"
-        return jnp.einsum(
-            spec, hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
+        spec = "...d,vd->...v" if self.lm_head is None else "...d,dv->...v"
+        logits = jnp.einsum(spec, hidden, head, preferred_element_type=jnp.float32)
+        return sharding.constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
+
+
+def _on_its_mesh(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Traces a method of `Model` with its mesh known to the layers."""
+
+    @functools.wraps(method)
+    def traced(self: "Model", *args: Any, **options: Any) -> Any:
+        with sharding.on(self.mesh):
+            return method(self, *args, **options)
+
+    return traced
 
 
 @functools.lru_cache(maxsize=8)
@@ -84,7 +108,8 @@ class Model:
         compute_dtype: of activations; norms, softmax, angles and log-probabilities are float32.
         remat: see `layers.remat`.
         attention: see `attention.attend`.
-        vocab_chunk: completion tokens whose logits exist at one time.
+        vocab_chunk: completion tokens whose logits exist at one time on a device.
+        mesh: where weights and activations lie; None: on one device.
     """
 
     config: ModelConfig
@@ -92,6 +117,7 @@ class Model:
     remat: str = "layer"
     attention: str = "xla"
     vocab_chunk: int = 1024
+    mesh: jax.sharding.Mesh | None = None
 
     def init(self, key: Array) -> Params:
         """Draws float32 weights: normal, variance 1 / fan-in; zeros for biases, ones for norms."""
@@ -113,6 +139,7 @@ class Model:
         named = jax.tree.map(axes, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
         return nnx.to_pure_dict(named)
 
+    @_on_its_mesh
     def encode_images(self, params: Params, inputs: ModelInputs) -> Float[Array, "b m d"]:
         """Vision tower over all images of a batch.
 
@@ -125,6 +152,31 @@ class Model:
         """
         return self._encode(params, inputs, keep_hidden=False)[0]
 
+    def sampling_params(self, params: Params) -> Params:
+        """Parameters as decoding reads them for every token: cast, and gathered over `fsdp`, once.
+
+        Inside the decoding loop this would be done for every token.
+
+        Args:
+            params: the model's parameters.
+
+        Returns:
+            The same in compute_dtype; the vision tower, which decoding does not read, as it was.
+        """
+        axes = self.logical_axes()
+
+        def gather(names: layers.Axes, leaf: Array) -> Array:
+            return sharding.cast_and_gathered(leaf, self.compute_dtype, names)
+
+        with sharding.on(self.mesh):
+            return {
+                name: part
+                if name == "visual"
+                else jax.tree.map(gather, axes[name], part, is_leaf=lambda x: isinstance(x, tuple))
+                for name, part in params.items()
+            }
+
+    @_on_its_mesh
     def prefill(
         self, params: Params, inputs: ModelInputs, features: Float[Array, "b m d"]
     ) -> tuple[Float[Array, "b v"], cache.PromptCache]:
@@ -144,10 +196,19 @@ class Model:
         out = module.language_model.prompt(
             x, inputs.mrope_positions, mask, remat="none", implementation=self.attention
         )
-        logits = module.vocabulary(_last_real(out.hidden, inputs.prompt_lengths))
+        last = _last_real(out.hidden, inputs.prompt_lengths)
+        logits = module.vocabulary(last, module.head(last.dtype))
         k, v = out.kv
         return logits, cache.PromptCache(k=k, v=v, mask=mask, next_position=_next_position(inputs))
 
+    @_on_its_mesh
+    def empty_cache(self, batch: int, group_size: int, length: int) -> cache.CompletionCache:
+        """Room for the keys and values of `length` tokens of batch x group_size completions."""
+        return cache.empty_completions(
+            self.config.text, batch, group_size, length, self.compute_dtype
+        )
+
+    @_on_its_mesh
     def decode_step(
         self,
         params: Params,
@@ -171,8 +232,9 @@ class Model:
         module = self._module(params)
         x = module.language_model.embed_tokens(tokens, self.compute_dtype)
         x, completions = module.language_model.token(x, step, prompts, completions)
-        return module.vocabulary(x), completions
+        return module.vocabulary(x, module.head(x.dtype)), completions
 
+    @_on_its_mesh
     def group_logprobs(
         self,
         params: Params,
@@ -186,7 +248,7 @@ class Model:
 
         Equal to running prompt + completion for each of the B * G rows (a test says so), at a
         fraction of the cost; gradients flow through the shared prompt. Logits exist only for
-        completion tokens, `vocab_chunk` of them at a time.
+        completion tokens, `vocab_chunk` of them at a time on a device.
 
         Args:
             params: the model's parameters.
@@ -201,8 +263,9 @@ class Model:
         """
         module = self._module(params)
         text = module.language_model
-        x = module.embed(inputs, features, self.compute_dtype)
-        y = text.embed_tokens(completions[..., :-1], self.compute_dtype)
+        table = text.embed_tokens.table(self.compute_dtype)  # once for prompts, completions, head
+        x = module.embed(inputs, features, self.compute_dtype, table)
+        y = text.embed_tokens(completions[..., :-1], self.compute_dtype, table)
         x, y = text.group(
             x,
             inputs.mrope_positions,
@@ -216,10 +279,11 @@ class Model:
         first = _last_real(x, inputs.prompt_lengths)[:, None, None]
         first = jnp.broadcast_to(first, (*y.shape[:2], 1, y.shape[-1]))
         logprobs = self._token_logprobs(
-            module, jnp.concatenate([first, y], axis=2), completions, temperature
+            module, jnp.concatenate([first, y], axis=2), completions, temperature, table
         )
         return jnp.where(completion_mask, logprobs, 0.0)
 
+    @_on_its_mesh
     def logits(
         self, params: Params, inputs: ModelInputs, features: Float[Array, "b m d"]
     ) -> Float[Array, "b p v"]:
@@ -233,8 +297,9 @@ class Model:
             remat=self.remat,
             implementation=self.attention,
         )
-        return module.vocabulary(out.hidden)
+        return module.vocabulary(out.hidden, module.head(out.hidden.dtype))
 
+    @_on_its_mesh
     def hidden_states(self, params: Params, inputs: ModelInputs) -> dict[str, Array | None]:
         """Every block's output, for checks block by block.
 
@@ -267,13 +332,22 @@ class Model:
         )
 
     def _token_logprobs(
-        self, module: Qwen2_5_VL, hidden: Array, tokens: Array, temperature: Array | float
+        self,
+        module: Qwen2_5_VL,
+        hidden: Array,
+        tokens: Array,
+        temperature: Array | float,
+        table: Array,
     ) -> Float[Array, "b g c"]:
         """Vocabulary projection and log-softmax in chunks of C, recomputed in the backward pass."""
         b, g, c, _ = hidden.shape
-        size = max(1, min(c, self.vocab_chunk // max(1, b * g)))
+        # Of the rows that a device holds: every part adds to the gradient of a whole matrix, which
+        # the devices then sum up.
+        rows = max(1, b * g // sharding.ways("batch", b))
+        size = max(1, min(c, self.vocab_chunk // rows))
         count = -(-c // size)
         pad = count * size - c
+        head, head_axes = module.head(hidden.dtype, table), module.head_axes  # for all parts
         hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, pad), (0, 0)))
         tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, pad)))
 
@@ -281,9 +355,9 @@ class Model:
         def chunk(_, i):
             rows = jax.lax.dynamic_slice_in_dim(hidden, i * size, size, axis=2)
             ids = jax.lax.dynamic_slice_in_dim(tokens, i * size, size, axis=2)
-            logits = module.vocabulary(rows) / temperature
-            chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
-            return None, chosen - jax.nn.logsumexp(logits, axis=-1)
+            # Gathered already: said again so that each part's gradient is stored in pieces.
+            logits = module.vocabulary(rows, sharding.gathered(head, head_axes)) / temperature
+            return None, chosen_logits(logits, ids) - jax.nn.logsumexp(logits, axis=-1)
 
         if count == 1:
             return chunk(None, 0)[1]
@@ -294,6 +368,16 @@ class Model:
 def prompt_mask(inputs: ModelInputs) -> Bool[Array, "b p"]:
     """True = real prompt token (padding is on the right)."""
     return jnp.arange(inputs.input_ids.shape[1]) < inputs.prompt_lengths[:, None]
+
+
+def chosen_logits(
+    logits: Float[Array, "b g *c v"], tokens: Int[Array, "b g *c"]
+) -> Float[Array, "b g *c"]:
+    """The logit of each token. A vocabulary that lies on several devices is summed, not moved."""
+    if sharding.ways("vocab", logits.shape[-1]) == 1:
+        return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    ids = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
+    return jnp.sum(jnp.where(ids == tokens[..., None], logits, 0.0), axis=-1)
 
 
 def _next_position(inputs: ModelInputs) -> Int[Array, " b"]:

@@ -9,12 +9,15 @@ Only the few full-attention blocks look at segment ids, so that images of a row 
 Reference: Qwen2.5-VL (arXiv 2502.13923) section 2.1.1.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from medloc_jax import sharding
 from medloc_jax.model import attention, geometry, layers, rope
 from medloc_jax.model.config import VisionConfig
 
@@ -51,18 +54,20 @@ class VisionAttention(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         size = config.hidden_size
-        self.qkv = layers.Linear(size, 3 * size, axes=("embed", "heads"), use_bias=True, rngs=rngs)
-        self.proj = layers.Linear(size, size, axes=("heads", "embed"), use_bias=True, rngs=rngs)
+        self.heads = ("vision_heads", config.num_heads)
+        make = functools.partial(layers.Linear, use_bias=True, rngs=rngs)
+        self.qkv = make(size, 3 * size, axes=("vision_embed", "vision_qkv"))
+        self.proj = make(size, size, axes=(self.heads, "vision_embed"))
         self.num_heads = config.num_heads
 
     def __call__(
         self, x: Float[Array, "b p d"], patches: "PatchLayout", *, full: bool, implementation: str
     ) -> Float[Array, "b p d"]:
         b, p, d = x.shape
-        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
-        heads = [part.reshape(b, p, self.num_heads, -1) for part in (q, k, v)]  # [b, p, n, h]
-        q, k = (rope.rotate(part, patches.rotary) for part in heads[:2])
-        v = heads[2]
+        qkv = self.qkv(x).reshape(b, p, 3, self.num_heads, -1)
+        qkv = sharding.constrain(qkv, "batch", None, None, self.heads, None)
+        q, k, v = (qkv[:, :, part] for part in range(3))  # [b, p, n, h]
+        q, k = rope.rotate(q, patches.rotary), rope.rotate(k, patches.rotary)
         if full:
             segments = patches.segment_ids
             same = (segments[:, :, None] == segments[:, None, :]) & patches.mask[:, None, :]
@@ -70,11 +75,11 @@ class VisionAttention(nnx.Module):
         else:
             b, windows, slots = patches.window_index.shape
             index = patches.window_index.reshape(b, -1)
-            packed = jnp.concatenate([part.reshape(b, p, d) for part in (q, k, v)], axis=-1)
+            # Moved together, a head's three side by side: so the heads may lie on several devices.
+            packed = jnp.stack([q, k, v], axis=3).reshape(b, p, 3 * d)
             packed = permute(packed, index, patches.window_slot)
-            q, k, v = jnp.split(
-                packed.reshape(b * windows, slots, self.num_heads * 3, -1), 3, axis=2
-            )
+            packed = packed.reshape(b * windows, slots, self.num_heads, 3, -1)
+            q, k, v = (packed[:, :, :, part] for part in range(3))
             used = (index >= 0).reshape(b * windows, 1, slots)
             out = attention.attend(q, k, v, used, implementation=implementation)
             out = permute(out.reshape(b, windows * slots, d), patches.window_slot, index)
@@ -89,7 +94,11 @@ class VisionBlock(nnx.Module):
         self.norm2 = layers.RMSNorm(config.hidden_size, eps=NORM_EPS, rngs=rngs)
         self.attn = VisionAttention(config, rngs=rngs)
         self.mlp = layers.SwiGLU(
-            config.hidden_size, config.intermediate_size, use_bias=True, rngs=rngs
+            config.hidden_size,
+            config.intermediate_size,
+            axes=("vision_embed", "vision_mlp"),
+            use_bias=True,
+            rngs=rngs,
         )
 
     def __call__(
@@ -104,7 +113,11 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         self.proj = layers.Linear(
-            config.patch_dim, config.hidden_size, axes=(None, "embed"), use_bias=False, rngs=rngs
+            config.patch_dim,
+            config.hidden_size,
+            axes=(None, "vision_embed"),
+            use_bias=False,
+            rngs=rngs,
         )
 
     def __call__(self, pixel_values: Float[Array, "b p c"]) -> Float[Array, "b p d"]:
@@ -117,10 +130,10 @@ class PatchMerger(nnx.Module):
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         wide = config.hidden_size * config.merge_unit
         self.ln_q = layers.RMSNorm(config.hidden_size, eps=NORM_EPS, rngs=rngs)
-        self.mlp_0 = layers.Linear(wide, wide, axes=("embed", "mlp"), use_bias=True, rngs=rngs)
-        self.mlp_2 = layers.Linear(
-            wide, config.out_hidden_size, axes=("mlp", "embed"), use_bias=True, rngs=rngs
-        )
+        axes: sharding.Axes = ("vision_embed", "vision_mlp")
+        make = functools.partial(layers.Linear, use_bias=True, rngs=rngs)
+        self.mlp_0 = make(wide, wide, axes=axes)
+        self.mlp_2 = make(wide, config.out_hidden_size, axes=axes[::-1])
 
     def __call__(self, x: Float[Array, "b p d"]) -> Float[Array, "b m e"]:
         b = x.shape[0]

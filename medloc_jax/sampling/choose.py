@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from medloc_jax.model import attention
+from medloc_jax.model import attention, qwen2_5_vl
 
 
 def allowed_tokens(vocab_size: int, forbidden_ids: Sequence[int]) -> np.ndarray:
@@ -66,5 +66,5 @@ def choose(
         noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, scaled.shape[-1:])))(at_step)
         scores = scores + noise
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    chosen = jnp.take_along_axis(scaled, tokens[..., None], axis=-1)[..., 0]
+    chosen = qwen2_5_vl.chosen_logits(scaled, tokens)
     return tokens, chosen - jax.nn.logsumexp(scaled, axis=-1)

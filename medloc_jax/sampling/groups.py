@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from medloc_jax import sharding
 from medloc_jax.model import cache, qwen2_5_vl
 from medloc_jax.model.geometry import ModelInputs
 from medloc_jax.sampling import choose
@@ -31,6 +32,7 @@ class SamplingRules:
         forbidden_ids: tokens that are never chosen.
         pad_id: fills a row after its end.
         greedy: take the likeliest token.
+        gather_weights: see `Model.sampling_params`; False gathers layer by layer for every token.
     """
 
     group_size: int
@@ -39,6 +41,7 @@ class SamplingRules:
     forbidden_ids: tuple[int, ...]
     pad_id: int
     greedy: bool = False
+    gather_weights: bool = True
 
 
 class Sampled(NamedTuple):
@@ -92,12 +95,15 @@ def sample_groups(
     allowed = jnp.asarray(choose.allowed_tokens(text.vocab_size, rules.forbidden_ids))
     stops = jnp.asarray(np.asarray(rules.stop_ids, np.int32))
     keys = choose.row_keys(key, batch, group)
+    if rules.gather_weights:
+        params = model.sampling_params(params)
     logits, prompts = model.prefill(params, inputs, features)
 
     def write_token(loop: _Loop, logits: Array) -> _Loop:
-        tokens, logprobs = choose.choose(
-            logits, keys, loop.step, temperature, allowed, greedy=rules.greedy
-        )
+        with sharding.on(model.mesh):
+            tokens, logprobs = choose.choose(
+                logits, keys, loop.step, temperature, allowed, greedy=rules.greedy
+            )
         live = ~loop.ended
         tokens = jnp.where(live, tokens, rules.pad_id)
         new = Sampled(tokens, live, jnp.where(live, logprobs, 0.0))
@@ -122,7 +128,7 @@ def sample_groups(
         step=jnp.zeros((), jnp.int32),
         ended=jnp.zeros((batch, group), bool),
         # The last token is never fed back, so the cache is one shorter than the completion.
-        caches=cache.empty_completions(text, batch, group, max(1, length - 1), model.compute_dtype),
+        caches=model.empty_cache(batch, group, max(1, length - 1)),
         sampled=Sampled(
             completions=jnp.full(shape, rules.pad_id, jnp.int32),
             completion_mask=jnp.zeros(shape, bool),

@@ -27,14 +27,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from medloc_jax import distributed, sharding
+from medloc_jax import sharding, watchdog
 from medloc_jax.curriculum import Schedule, make_schedule, stability_note
 from medloc_jax.data import batching
+from medloc_jax.evaluation import predict
 from medloc_jax.model import geometry
 from medloc_jax.rewards import combine, scores
 from medloc_jax.rl import advantages, losses, rollout
+from medloc_jax.training import (
+    diagnostics,
+    grpo_programs,
+    micro_batches,
+    optimizer,
+    programs,
+    session,
+    speed,
+)
 from medloc_jax.training import job as jobs
-from medloc_jax.training import micro_batches, optimizer, programs, session
 from medloc_jax.training import state as states
 
 
@@ -52,7 +61,7 @@ def train(job: jobs.Job) -> int:
         schedule=schedule,
         needs_reference=rl.kl_weight > 0,
     )
-    if run.step >= config.num_steps:
+    if run.finished:
         run.writer.say(f"{job.workdir} is finished: {run.step} of {config.num_steps} steps")
         return run.close()
     encode, sample, logprobs, update, evaluate = _programs(job, run, chain, schedule)
@@ -60,15 +69,24 @@ def train(job: jobs.Job) -> int:
     if note:
         run.writer.say(note)
     batches = job.train_batches(job.loader, rl.prompts_per_step, run.step)
-    if run.step == 0 and config.eval.at_start:
-        run.log(0, evaluate.scheduled(run.params, 0))
+    meter = speed.Meter(
+        job.model.config,
+        freeze_vision=config.model.freeze_vision,
+        reference=run.reference is not None,
+        num_updates=rl.num_updates,
+    )
+    if run.begin(evaluate):
+        return run.close()
 
     with run.progress() as bar:
         for step in range(run.step + 1, config.num_steps + 1):
+            run.profile.begin(step)
+            watchdog.mark("data", step)
             watch = programs.Stopwatch()
             batch = next(batches)
+            watchdog.mark("sample")
             inputs = sharding.shard_batch(mesh, batch.inputs)
-            waited = watch.lap()  # for the data; logged as part of the rate alone
+            seconds = {"speed/data_seconds": watch.lap()}
             hyper = rollout.hyper(
                 threshold=schedule.threshold,
                 temperature=rl.temperature,
@@ -93,7 +111,8 @@ def train(job: jobs.Job) -> int:
             if rl.num_updates > 1:
                 old = logprobs(run.params, inputs, features, *drawn, hyper.temperature)
             tokens = sharding.local_rows(sampled.completions)
-            seconds = {"speed/sample_seconds": watch.lap()}
+            seconds["speed/sample_seconds"] = watch.lap()
+            watchdog.mark("score")
             texts = job.texts(tokens)
             scored = scores.score_completions(
                 texts, batch.target_boxes_px, batch.frames, job.template
@@ -103,6 +122,7 @@ def train(job: jobs.Job) -> int:
             seconds["speed/reference_seconds"] = watch.lap()
 
             # Reward at today's threshold, advantages, loss, update.
+            watchdog.mark("update")
             taken = rollout.Rollout(*drawn, old_logprobs=old, reference_logprobs=reference)
             raw = sharding.shard_batch(mesh, scored.scores)
             seen = []
@@ -112,26 +132,27 @@ def train(job: jobs.Job) -> int:
                 seen.append(session.to_host(metrics))
             seconds["speed/update_seconds"] = watch.lap()
 
+            told = (batch, texts, taken, rewards, rl.advantage_std)
+            run.check_finite(step, metrics, diagnostics.of_rollout, *told)
+
             # Look at the IoUs of all hosts; perhaps raise the threshold.
             facts = _facts(scored, sharding.local_rows(sampled.completion_mask))
-            facts = _Facts(*np.moveaxis(distributed.all_hosts(facts), 2, 0))
+            facts = _Facts(*np.moveaxis(job.all_rows(facts), 2, 0))
             event = schedule.update(facts.iou)
 
-            run.step = step
             metrics = {
                 **_averages(facts),
                 **_updates(seen, run.counters),
                 **event.metrics(),
                 "optimizer/learning_rate": float(hyper.learning_rate),
-                **_speed(seconds, waited, facts, run.save_seconds),
+                **meter.grpo(batch.inputs, facts.length, seconds),
+                "speed/save_seconds": run.save_seconds,
             }
             if jobs.due(step, config.log.rollouts_every):
-                record = _record(batch, texts, scored, rewards, facts.iou, event.threshold)
+                record = _record(job, batch, texts, scored, rewards, event.threshold)
                 run.log_rollouts(step, record)
-            metrics |= evaluate.scheduled(run.params, step)
-            run.log(step, metrics)
             bar.update()
-            if run.save_if_due(step, metrics):
+            if run.end_step(step, metrics, evaluate, batch.num_skipped):
                 break
     return run.close()
 
@@ -210,6 +231,7 @@ def make_update(job: jobs.Job, chain: Any, reward_shape: str) -> Any:
             "group/skipped_updates": 1 - keep.astype(jnp.float32),
             "optimizer/grad_norm": grad_norm,
             "optimizer/skipped_nonfinite": 1 - jnp.isfinite(grad_norm).astype(jnp.float32),
+            diagnostics.LEAF_NORMS: optimizer.leaf_norms(grads),
             **losses.summarize(stats),
         }
         return states.TrainState(trainable, opt_state), metrics, reward
@@ -219,54 +241,15 @@ def make_update(job: jobs.Job, chain: Any, reward_shape: str) -> Any:
 
 def _programs(job: jobs.Job, run: session.Session, chain: Any, schedule: Schedule):
     """Makes and compiles the step's programs for every bucket."""
-    rl, mesh, model = job.config.rl, job.mesh, job.model
-    over_batch, everywhere = sharding.over_batch(mesh), sharding.replicated(mesh)
-    encode = programs.encode_program(model, mesh)
-    rules = job.rules(group_size=rl.group_size, greedy=False)
-    sample = programs.sample_program(model, mesh, rules)
-    logprobs = programs.logprobs_program(model, mesh)
-    state_layout = states.shardings(
-        states.TrainState(run.placement.trainable, run.placement.opt_state)
-    )
-    update = programs.Program(
-        "grpo_step",
-        make_update(job, chain, schedule.reward_shape),
-        out_shardings=(state_layout, everywhere, over_batch),
-        donate=(0,),
-    )
-    evaluate = jobs.Evaluator(job, encode)
-
-    tasks, one, number = [], np.float32(1), np.uint32(0)
-    hyper = rollout.hyper(**dict.fromkeys(rollout.Hyper._fields, 1.0))
+    grpo_step = make_update(job, chain, schedule.reward_shape)
+    made = grpo_programs.make_programs(job, grpo_step, run.placement)
+    evaluate = jobs.Evaluator(job, made.encode)
+    tasks = evaluate.tasks(run.params)
     for bucket in job.buckets:
-        inputs = programs.batch_struct(mesh, model.config, bucket, rl.prompts_per_step)
-        features = programs.struct_of(model.encode_images, mesh, run.params, inputs)
-        shape = (rl.prompts_per_step, rl.group_size, rl.max_completion_tokens)
-        tokens, mask, floats = (
-            programs.struct(mesh, shape, dtype) for dtype in (jnp.int32, jnp.bool_, jnp.float32)
-        )
-        raw = programs.struct(mesh, shape[:2], jnp.float32)
-        taken = rollout.Rollout(
-            tokens,
-            mask,
-            old_logprobs=floats if rl.num_updates > 1 else None,
-            reference_logprobs=floats if run.reference is not None else None,
-        )
-        tasks.append((encode, (run.params, inputs)))
-        tasks.append((sample, (run.params, inputs, features, number, number, one)))
-        scored = dict.fromkeys(scores.SCORES, raw)
-        tasks.append((update, (run.state, run.frozen, inputs, features, taken, scored, hyper)))
-        if rl.num_updates > 1:
-            tasks.append((logprobs, (run.params, inputs, features, tokens, mask, one)))
-        if run.reference is not None:
-            # Programs of their own where the reference is stored in bfloat16.
-            frozen_policy = states.merge(run.reference, run.frozen)
-            tasks.append((logprobs, (frozen_policy, inputs, features, tokens, mask, one)))
-            if not job.config.model.freeze_vision:
-                tasks.append((encode, (frozen_policy, inputs)))
-    tasks += evaluate.tasks(run.params)
+        args = (run.state, run.frozen, run.reference, bucket)
+        tasks += grpo_programs.compile_tasks(job, made, *args).values()
     run.writer.say(programs.compile_all(tasks, job.buckets))
-    return encode, sample, logprobs, update, evaluate
+    return *made, evaluate
 
 
 class _Facts(NamedTuple):
@@ -312,36 +295,24 @@ def _updates(seen: list[dict[str, float]], counters: dict[str, int]) -> dict[str
     return metrics
 
 
-def _speed(
-    seconds: dict[str, float],
-    waited: float,
-    facts: _Facts,
-    save_seconds: float,
-) -> dict[str, float]:
-    """Phases of the step, and completion tokens a second over all of it (the last save's apart).
-
-    The reference's time is what is left to wait for once the host has scored the answers.
-    """
-    rate = float(facts.length.sum()) / (waited + sum(seconds.values()))
-    return {**seconds, "speed/save_seconds": save_seconds, "speed/tokens_per_second": rate}
-
-
 def _record(
+    job: jobs.Job,
     batch: batching.Batch,
     texts: list[list[str]],
     scored: scores.Scored,
     rewards: Array,
-    ious: np.ndarray,
     threshold: float,
 ) -> dict[str, Any]:
-    """A line of rollouts.jsonl: the IoUs of all hosts, and this process's prompts and answers."""
-    return {
-        "threshold": threshold,
+    """A line of rollouts.jsonl: prompts and answers of all hosts; every process calls it."""
+    columns = {
         "ids": [example.id for example in batch.examples],
         "queries": [example.query for example in batch.examples],
         "target_boxes_px": batch.target_boxes_px.tolist(),
         "completions": texts,
         "boxes_px": scored.boxes_px.tolist(),
-        "ious": ious.tolist(),
+        "ious": scored.scores["iou"].tolist(),
         "rewards": sharding.local_rows(rewards).tolist(),
     }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = predict.gather_over_processes(rows, sharding.row_share(job.mesh).copies)
+    return {"threshold": threshold, **{name: [row[name] for row in rows] for name in columns}}

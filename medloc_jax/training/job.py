@@ -3,6 +3,7 @@
 """What the training loops are given, and what they share: evaluating and stopping."""
 
 import dataclasses
+import functools
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,22 +11,22 @@ from types import FrameType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medloc_jax import distributed, metric_writer, sharding
+from medloc_jax import distributed, metric_writer, sharding, watchdog
 from medloc_jax.data import batching, pipeline
 from medloc_jax.data.examples import Example
 from medloc_jax.evaluation import predict
 from medloc_jax.grounding import prompts
+from medloc_jax.model import config as model_config
 from medloc_jax.model import geometry, qwen2_5_vl
 from medloc_jax.model.tokenizer import Tokenizer
 from medloc_jax.sampling import groups
 from medloc_jax.training import optimizer, programs, state
 
 LOGGED_MEASURES = ("a50", "a80", "miou", "map", "valid_rate")  # of an evaluation, as scalars
-
-STOPPED_BY_SIGTERM = 143  # what a shell reports for it; schedulers restart such a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +69,23 @@ class Job:
             forbidden_ids=self.tokenizer.forbidden_ids,
             pad_id=self.tokenizer.pad_id,
             greedy=greedy,
+            gather_weights=self.config.rl.gather_weights,
         )
 
     def texts(self, completions: np.ndarray) -> list[list[str]]:
         """Decodes [B, G, C] token ids."""
         return [[self.tokenizer.decode(ids.tolist()) for ids in group] for group in completions]
+
+    def all_rows(self, local: np.ndarray) -> np.ndarray:
+        """The rows of all processes, in the order of the batch; every process calls it.
+
+        Args:
+            local: numbers of this process's rows, rows leading.
+        """
+        # Processes that share their rows, because the tensor axis spans them, count once.
+        copies = sharding.row_share(self.mesh).copies
+        everyone = distributed.all_hosts(local).reshape(-1, *local.shape)
+        return everyone[::copies].reshape(-1, *local.shape[1:])
 
     def learning_rate(self, step: int) -> float:
         """The rate of the update after `step` steps."""
@@ -82,7 +95,7 @@ class Job:
         self, loader: batching.RowLoader, batch_size: int, start_step: int
     ) -> Iterator[batching.Batch]:
         """This process's rows of the batches from `start_step` on."""
-        data = self.config.data
+        data, share = self.config.data, sharding.row_share(self.mesh)
         return pipeline.train_batches(
             self.examples["train"],
             loader,
@@ -90,11 +103,12 @@ class Job:
             seed=self.config.seed,
             start_step=start_step,
             num_steps=self.config.num_steps,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share.index,
+            process_count=share.count,
             buckets=self.buckets,
             num_workers=data.num_workers,
             num_threads=data.num_threads,
+            skip_unreadable=data.missing_files == "skip",
         )
 
 
@@ -107,6 +121,18 @@ def learning_rate(config: Any, step: int) -> float:
         warmup_steps=optim.warmup_steps,
         schedule=optim.schedule,
         total_steps=optim.total_steps or config.num_steps,
+    )
+
+
+def make_model(config: Any, sizes: model_config.ModelConfig, mesh: Mesh) -> qwen2_5_vl.Model:
+    """The model as the configuration wants it computed."""
+    return qwen2_5_vl.Model(
+        sizes,
+        compute_dtype=jnp.dtype(config.model.compute_dtype),
+        remat=config.model.remat,
+        attention=config.model.attention,
+        vocab_chunk=config.model.vocab_chunk,
+        mesh=mesh,
     )
 
 
@@ -158,20 +184,32 @@ class Evaluator:
             tasks.append((self._decode, args))
         return tasks
 
-    def scheduled(self, params: Any, step: int) -> dict[str, float]:
-        """What is due after a step: the watched split now and then, the final at both ends."""
+    def scheduled(
+        self, params: Any, step: int, stop: "StopSignal | None" = None
+    ) -> dict[str, float]:
+        """What is due after a step: the watched split now and then, the final at both ends.
+
+        Raises:
+            InterruptedByStop: on every process, if one was asked to stop meanwhile.
+        """
         job, evaluation = self._job, self._job.config.eval
         end = step == job.config.num_steps or (step == 0 and evaluation.at_start)
         metrics: dict[str, float] = {}
         if end and evaluation.final_split:
-            metrics |= self(params, evaluation.final_split, step)
+            metrics |= self(params, evaluation.final_split, step, stop=stop)
         watched = end or (step > 0 and due(step, evaluation.every))
         if watched and (evaluation.split != evaluation.final_split or not end):
-            metrics |= self(params, evaluation.split, step, evaluation.num_examples)
+            metrics |= self(params, evaluation.split, step, evaluation.num_examples, stop=stop)
         return metrics
 
     def __call__(
-        self, params: Any, split: str, step: int, limit: int = 0, out: Path | None = None
+        self,
+        params: Any,
+        split: str,
+        step: int,
+        limit: int = 0,
+        out: Path | None = None,
+        stop: "StopSignal | None" = None,
     ) -> dict[str, float]:
         """Decodes a split, writes `eval/<split>-<step>/`; returns `eval/<split>/...` scalars.
 
@@ -181,22 +219,29 @@ class Evaluator:
             step: that the parameters are of.
             limit: only so many examples; 0 = all.
             out: another folder to write to.
+            stop: looked at before each batch, so that nobody waits for a long evaluation.
+
+        Raises:
+            InterruptedByStop: as `scheduled`.
         """
         job = self._job
         config = job.config
-        examples = job.examples[split][: limit or None]
+        examples, share = job.examples[split][: limit or None], sharding.row_share(job.mesh)
         batches = pipeline.eval_batches(
             examples,
             job.loader,
             batch_size=config.eval.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share.index,
+            process_count=share.count,
             buckets=job.buckets,
             num_workers=config.data.num_workers,
             num_threads=config.data.num_threads,
         )
 
         def generate(batch: batching.Batch) -> list[str]:
+            watchdog.mark(f"evaluate {split}", step)
+            if stop is not None and stop.agreed():
+                raise InterruptedByStop
             inputs = sharding.shard_batch(job.mesh, batch.inputs)
             features = self._encode(params, inputs)
             no_noise, one = np.uint32(0), np.float32(1)
@@ -210,7 +255,9 @@ class Evaluator:
             eval_examples=examples,
             train_examples=job.examples["train"],
             max_completion_tokens=config.rl.max_completion_tokens,
-            gather=predict.gather_over_processes if jax.process_count() > 1 else None,
+            gather=functools.partial(predict.gather_over_processes, copies=share.copies)
+            if jax.process_count() > 1
+            else None,
             progress=distributed.is_primary(),
         )
         if distributed.is_primary():
@@ -218,6 +265,10 @@ class Evaluator:
             with metric_writer.full_disk_is_a_warning(f"{out}"):
                 predict.write(out, predictions, summary)
         return {f"eval/{split}/{name}": summary[name] for name in LOGGED_MEASURES}
+
+
+class InterruptedByStop(Exception):
+    """An evaluation was left because the run is asked to stop."""
 
 
 class StopSignal:
@@ -236,8 +287,8 @@ class StopSignal:
         self.asked = True
 
     def agreed(self) -> bool:
-        """Whether any process was asked: all leave after the same step."""
-        return bool(distributed.all_hosts(np.array([self.asked])).any())
+        """Whether any process was asked: all leave at the same place."""
+        return distributed.agree({}, asked=self.asked).asked
 
 
 def due(step: int, every: int) -> bool:

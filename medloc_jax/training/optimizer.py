@@ -128,8 +128,16 @@ def apply(
 
 def global_norm(tree: Params) -> Float[Array, ""]:
     """Returns the Euclidean norm of all leaves as one vector, summed in float32."""
-    squares = (jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(_float32(tree)))
-    return jnp.sqrt(sum(squares, start=jnp.float32(0)))
+    return jnp.sqrt(sum(_squares(tree), start=jnp.float32(0)))
+
+
+def leaf_norms(tree: Params) -> Float[Array, " leaves"]:
+    """Returns the Euclidean norm of every leaf, in the order of the tree, summed in float32."""
+    return jnp.sqrt(jnp.stack(_squares(tree)))
+
+
+def _squares(tree: Params) -> list[Float[Array, ""]]:
+    return [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(_float32(tree))]
 
 
 def _float32(tree):

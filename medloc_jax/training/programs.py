@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from medloc_jax import sharding
+from medloc_jax import sharding, watchdog
 from medloc_jax.model import geometry, qwen2_5_vl
 from medloc_jax.model.config import ModelConfig
 from medloc_jax.sampling import groups
@@ -168,6 +168,7 @@ def compile_all(tasks: Sequence[tuple[Program, tuple]], buckets: Sequence[geomet
         running = [pool.submit(program.compile, *args) for (program, _), args in distinct.items()]
         for task in running:
             task.result()
+            watchdog.mark("compile")
     names = ", ".join(dict.fromkeys(program.name for program, _ in tasks))
     shapes = ", ".join(f"{b.num_patches}/{b.num_windows}/{b.prompt_length}" for b in buckets)
     return (

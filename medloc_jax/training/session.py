@@ -8,16 +8,23 @@ restored step, so that every step appears exactly once however often a run was k
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import logging
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tqdm
 
-from medloc_jax import checkpoint, distributed, metric_writer, sharding
+from medloc_jax import checkpoint, distributed, metric_writer, sharding, watchdog
 from medloc_jax.curriculum import Schedule
 from medloc_jax.model.qwen2_5_vl import Params
+from medloc_jax.training import diagnostics, layout, speed
 from medloc_jax.training import job as jobs
 from medloc_jax.training import state as states
+
+SKIPPED_EXAMPLES = "data/skipped_examples"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -31,7 +38,9 @@ class Session:
         reference: trainable parameters as they were at step 0, in frozen_dtype; None if not needed.
         step: updates done, which is also the number of global batches consumed.
         counters: skipped updates so far, by metric name.
+        pending: metrics of `step`, whose evaluation was cut short; None: its line is written.
         stop: whether SIGTERM came.
+        profile: traces a few steps, where the configuration asks for it.
         save_seconds: what the last save took.
     """
 
@@ -42,18 +51,112 @@ class Session:
     reference: Params | None
     step: int
     counters: dict[str, int]
+    pending: dict[str, Any] | None
     schedule: Schedule | None
     checkpointer: checkpoint.Checkpointer
     writer: metric_writer.MetricWriter
     batch_size: int
     reference_fingerprint: int | None
     stop: jobs.StopSignal
+    profile: speed.Profile
     save_seconds: float = 0.0
 
     @property
     def params(self) -> Params:
         """All parameters of the policy."""
         return states.merge(self.state.trainable, self.frozen)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.step >= self.job.config.num_steps and self.pending is None
+
+    def begin(self, evaluate: jobs.Evaluator) -> bool:
+        """Does what comes before the next step; returns whether to stop at once.
+
+        That is the evaluation of step 0, or the one that SIGTERM cut short: the checkpoint then
+        has the step's other metrics, and its line is still to be written.
+        """
+        watchdog.mark("begin", self.step)
+        stopped = self._agree().asked
+        if self.pending is None and not (self.step == 0 and self.job.config.eval.at_start):
+            if stopped:
+                self.writer.say("stopped by SIGTERM: no step since the start, so nothing to save")
+            return stopped
+        try:
+            evaluation = evaluate.scheduled(self.params, self.step, stop=self.stop)
+        except jobs.InterruptedByStop:
+            self.writer.say("stopped by SIGTERM: this evaluation is done again at the next start")
+            return True
+        metrics = {**(self.pending or {}), **evaluation}
+        self.log(self.step, metrics)
+        if self.pending is not None:
+            self.pending = None
+            self.save(self.step, metrics, final=self.finished)
+        return stopped and not self.finished
+
+    def end_step(
+        self, step: int, metrics: Mapping[str, Any], evaluate: jobs.Evaluator, skipped: int = 0
+    ) -> bool:
+        """Evaluates, logs and saves what is due after a step; returns whether to stop.
+
+        Args:
+            step: that was done.
+            metrics: of it.
+            evaluate: called when an evaluation is due.
+            skipped: examples of this process whose image could not be read.
+
+        Raises:
+            distributed.DisagreementError: the processes do not hold the same step or schedule.
+        """
+        self.step = step
+        watchdog.mark("agree", step)
+        agreed = self._agree(skipped)
+        if self.job.config.data.missing_files == "skip":
+            total = self.counters.get(SKIPPED_EXAMPLES, 0) + agreed.total
+            self.counters[SKIPPED_EXAMPLES] = total
+            metrics = {**metrics, SKIPPED_EXAMPLES: total}
+        try:
+            metrics = {**metrics, **evaluate.scheduled(self.params, step, stop=self.stop)}
+        except jobs.InterruptedByStop:
+            # The step is done and its line is not: the next start evaluates it and writes that.
+            self.pending = {name: _plain(value) for name, value in metrics.items()}
+            self.save(step, {}, final=True)
+            self._say_stopped()
+            return True
+        self.log(step, metrics)
+        last = step == self.job.config.num_steps
+        if jobs.due(step, self.job.config.checkpoint.every) or last or agreed.asked:
+            self.save(step, metrics, final=last or agreed.asked)
+        if agreed.asked and not last:
+            self._say_stopped()
+        return agreed.asked and not last
+
+    def check_finite(
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        tell: Callable[..., diagnostics.Rows],
+        *args: Any,
+    ) -> None:
+        """Ends a run whose updates are skipped again and again for gradients that are not finite.
+
+        Args:
+            step: under way.
+            metrics: what the update returned.
+            tell: gives what is to be written down of this process's rows.
+            *args: of `tell`.
+
+        Raises:
+            diagnostics.NonFiniteError: on every process.
+        """
+        limit = self.job.config.optim.max_nonfinite
+        finite = float(sharding.local_rows(metrics["optimizer/skipped_nonfinite"])) == 0
+        in_a_row = 0 if finite else self.counters.get("nonfinite_in_a_row", 0) + 1
+        self.counters["nonfinite_in_a_row"] = in_a_row
+        if 0 < limit <= in_a_row:
+            rows, trainable = tell(*args), self.state.trainable
+            diagnostics.stop(self.job, step, trainable, metrics, rows, limit)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the line of a step, and a short form of it to the terminal."""
@@ -64,22 +167,12 @@ class Session:
 
     def log_rollouts(self, step: int, record: Mapping[str, Any]) -> None:
         """Appends to rollouts.jsonl (primary process)."""
-        if distributed.is_primary():
-            path = self.job.workdir / metric_writer.ROLLOUTS_FILE
-            metric_writer.append_jsonl(path, {"step": step, **record})
-
-    def save_if_due(self, step: int, metrics: Mapping[str, Any]) -> bool:
-        """Saves now and then, at the end, and when asked to stop; returns whether to stop."""
-        config, stopped = self.job.config, self.stop.agreed()
-        last = step == config.num_steps
-        if jobs.due(step, config.checkpoint.every) or last or stopped:
-            self.save(step, metrics, final=last or stopped)
-        if stopped and not last:
-            self.writer.say(f"stopped by SIGTERM, saved at step {step}: start it again to go on")
-        return stopped and not last
+        self.writer.write_rollouts(step, record)
 
     def save(self, step: int, metrics: Mapping[str, Any], *, final: bool) -> None:
         """Saves everything that a restart needs; a full disk is a warning unless it is the last."""
+        watchdog.mark("save", step)
+        self.writer.flush()
         split = self.job.config.eval.split
         best = metrics.get(f"eval/{split}/map")
         result = self.checkpointer.save(
@@ -92,6 +185,7 @@ class Session:
                 "schedule": None if self.schedule is None else self.schedule.state_dict(),
                 "counters": self.counters,
                 "reference": self.reference_fingerprint,
+                "pending": self.pending,
             },
             {} if best is None else {"best": float(best)},
             final=final,
@@ -111,10 +205,24 @@ class Session:
 
     def close(self) -> int:
         """Closes the files; returns the exit code of the process."""
+        self.profile.close()
         self.stop.close()
         self.writer.close()
         self.checkpointer.close()
-        return jobs.STOPPED_BY_SIGTERM if self.step < self.job.config.num_steps else 0
+        return 0 if self.finished else watchdog.STOPPED_BY_SIGTERM
+
+    def _agree(self, count: int = 0) -> distributed.Agreed:
+        """Checks that all processes are at one step with one schedule; who was asked to stop."""
+        same: dict[str, float | int] = {"step": self.step}
+        if self.schedule is not None:
+            state = json.dumps(self.schedule.state_dict(), sort_keys=True).encode()
+            same |= {"threshold": self.schedule.threshold, "schedule checksum": zlib.crc32(state)}
+        if not sharding.row_share(self.job.mesh).is_first:
+            count = 0  # its neighbour counts the rows that both have
+        return distributed.agree(same, asked=self.stop.asked, count=count)
+
+    def _say_stopped(self) -> None:
+        self.writer.say(f"stopped by SIGTERM, saved at step {self.step}: start it again to go on")
 
 
 def open_session(
@@ -142,9 +250,10 @@ def open_session(
         job.workdir / "checkpoints",
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
+        asynchronous=config.checkpoint.asynchronous,
     )
     restored = checkpointer.restore(placement.abstract())
-    step, counters, reference, fingerprint = 0, {}, None, None
+    step, counters, pending, reference, fingerprint = 0, {}, None, None, None
     finished = restored is not None and restored.step >= config.num_steps
     needs_reference &= not finished  # nothing more is asked of model.init_from
     if restored is None or needs_reference:
@@ -162,13 +271,15 @@ def open_session(
         _check_continues(host, config.seed, batch_size, fingerprint, job)
         trainable, frozen = states.split_like(restored.arrays["params"], placement)
         state = states.TrainState(trainable, restored.arrays["optimizer"])
-        counters = dict(host["counters"])
+        counters, pending = dict(host["counters"]), host.get("pending")
         if schedule is not None:
             schedule.load_state_dict(host["schedule"])
     if distributed.is_primary():
         # Lines of a run that was killed before its first checkpoint go too: -1 keeps none.
         for name in (metric_writer.METRICS_FILE, metric_writer.ROLLOUTS_FILE):
             kept = -1 if restored is None else step
+            # The line of a step whose evaluation is still to be made belongs to no start before.
+            kept -= pending is not None and name == metric_writer.METRICS_FILE
             metric_writer.truncate_jsonl(job.workdir / name, kept)
     distributed.barrier("lines_cut")
     writer = metric_writer.MetricWriter(
@@ -178,10 +289,14 @@ def open_session(
         project=config.log.wandb_project,
         config=json.loads(config.to_json_best_effort()),
         is_primary=distributed.is_primary(),
-        start_step=step,
+        start_step=step if pending is None else step - 1,
     )
     if restored is not None:
         writer.say(f"continuing {job.workdir} from step {step}")
+    text, warnings = layout.describe(job, placement, reference)
+    writer.say(text)
+    for warning in warnings if distributed.is_primary() else []:
+        _log.warning(warning)
     return Session(
         job=job,
         placement=placement,
@@ -190,6 +305,7 @@ def open_session(
         reference=reference,
         step=step,
         counters=counters,
+        pending=pending,
         schedule=schedule,
         checkpointer=checkpointer,
         writer=writer,
@@ -197,6 +313,9 @@ def open_session(
         reference_fingerprint=fingerprint,
         # From here on: compiling and the first evaluation take time, too.
         stop=jobs.StopSignal(),
+        profile=speed.Profile(
+            job.workdir, config.log.profile_steps, enabled=distributed.is_primary()
+        ),
     )
 
 
@@ -222,5 +341,11 @@ def _has_eval(metrics: Mapping[str, Any]) -> bool:
 
 
 def to_host(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Fetches scalars from the devices; waits for the program that makes them."""
-    return {name: float(sharding.local_rows(value)) for name, value in metrics.items()}
+    """Fetches the scalars from the devices; waits for the program that makes them."""
+    scalars = {name: value for name, value in metrics.items() if value.ndim == 0}
+    return {name: float(sharding.local_rows(value)) for name, value in scalars.items()}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it."""
+    return value if isinstance(value, (bool, int)) else float(value)

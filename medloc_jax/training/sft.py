@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from medloc_jax import sharding
+from medloc_jax import sharding, watchdog
 from medloc_jax.data import batching
 from medloc_jax.model import geometry
+from medloc_jax.training import diagnostics, micro_batches, optimizer, programs, session, speed
 from medloc_jax.training import job as jobs
-from medloc_jax.training import micro_batches, optimizer, programs, session
 from medloc_jax.training import state as states
 
 
@@ -31,37 +31,41 @@ def train(job: jobs.Job, loader: batching.RowLoader) -> int:
     config, mesh = job.config, job.mesh
     chain = jobs.make_optimizer(config)
     run = session.open_session(job, chain, batch_size=config.sft.batch_size)
-    if run.step >= config.num_steps:
+    if run.finished:
         run.writer.say(f"{job.workdir} is finished: {run.step} of {config.num_steps} steps")
         return run.close()
     update, evaluate = _programs(job, run, chain)
     batches = job.train_batches(loader, config.sft.batch_size, run.step)
-    if run.step == 0 and config.eval.at_start:
-        run.log(0, evaluate.scheduled(run.params, 0))
+    meter = speed.Meter(job.model.config, freeze_vision=config.model.freeze_vision)
+    if run.begin(evaluate):
+        return run.close()
 
     with run.progress() as bar:
         for step in range(run.step + 1, config.num_steps + 1):
+            run.profile.begin(step)
+            watchdog.mark("data", step)
             watch = programs.Stopwatch()
             batch = next(batches)
+            watchdog.mark("update")
             learn = Targets(batch.completions, batch.completion_mask)  # type: ignore
             inputs, targets = sharding.shard_batch(mesh, (batch.inputs, learn))
+            seconds = {"speed/data_seconds": watch.lap()}
             rate = np.float32(job.learning_rate(step - 1))
-            run.state, metrics = update(run.state, run.frozen, inputs, targets, rate)
-            metrics = session.to_host(metrics)
+            run.state, returned = update(run.state, run.frozen, inputs, targets, rate)
+            metrics = session.to_host(returned)
+            seconds["speed/update_seconds"] = watch.lap()
             skipped = run.counters.get("optimizer/skipped_nonfinite", 0)
             skipped += int(metrics["optimizer/skipped_nonfinite"])
             run.counters["optimizer/skipped_nonfinite"] = skipped
-            run.step = step
+            run.check_finite(step, returned, diagnostics.of_targets, batch, job)
             metrics |= {
                 "optimizer/skipped_nonfinite": skipped,
                 "optimizer/learning_rate": float(rate),
-                "speed/update_seconds": watch.lap(),
+                **meter.sft(batch, config.sft.batch_size, seconds),
                 "speed/save_seconds": run.save_seconds,
             }
-            metrics |= evaluate.scheduled(run.params, step)
-            run.log(step, metrics)
             bar.update()
-            if run.save_if_due(step, metrics):
+            if run.end_step(step, metrics, evaluate, batch.num_skipped):
                 break
     return run.close()
 
@@ -111,32 +115,42 @@ def make_update(job: jobs.Job, chain: Any) -> Any:
             "sft/loss": jnp.sum(seen),
             "optimizer/grad_norm": grad_norm,
             "optimizer/skipped_nonfinite": 1 - jnp.isfinite(grad_norm).astype(jnp.float32),
+            diagnostics.LEAF_NORMS: optimizer.leaf_norms(grads),
         }
         return states.TrainState(trainable, opt_state), metrics
 
     return sft_step
 
 
-def _programs(job: jobs.Job, run: session.Session, chain: Any):
-    """Makes and compiles the step's programs for every bucket."""
-    config, mesh = job.config, job.mesh
-    encode = programs.encode_program(job.model, mesh)
-    layout = states.shardings(states.TrainState(run.placement.trainable, run.placement.opt_state))
-    update = programs.Program(
+def make_program(job: jobs.Job, chain: Any, placement: states.Placement) -> programs.Program:
+    """Makes the step's program; nothing is compiled yet."""
+    layout = states.shardings(states.TrainState(placement.trainable, placement.opt_state))
+    return programs.Program(
         "sft_step",
         make_update(job, chain),
-        out_shardings=(layout, sharding.replicated(mesh)),
+        out_shardings=(layout, sharding.replicated(job.mesh)),
         donate=(0,),
     )
-    evaluate = jobs.Evaluator(job, encode)
-    rows = config.sft.batch_size
-    shape = (rows, 1, config.rl.max_completion_tokens)
+
+
+def compile_args(
+    job: jobs.Job, state: states.TrainState, frozen: states.Params, bucket: geometry.Bucket
+) -> tuple:
+    """The step's arguments for one bucket; state and frozen parameters are arrays or structs."""
+    mesh, rows = job.mesh, job.config.sft.batch_size
+    shape = (rows, 1, job.config.rl.max_completion_tokens)
     targets = Targets(
         programs.struct(mesh, shape, jnp.int32), programs.struct(mesh, shape, jnp.bool_)
     )
+    inputs = programs.batch_struct(mesh, job.model.config, bucket, rows)
+    return state, frozen, inputs, targets, np.float32(1)
+
+
+def _programs(job: jobs.Job, run: session.Session, chain: Any):
+    """Makes and compiles the step's programs for every bucket."""
+    update = make_program(job, chain, run.placement)
+    evaluate = jobs.Evaluator(job, programs.encode_program(job.model, job.mesh))
     tasks = evaluate.tasks(run.params)
-    for bucket in job.buckets:
-        inputs = programs.batch_struct(mesh, job.model.config, bucket, rows)
-        tasks.append((update, (run.state, run.frozen, inputs, targets, np.float32(1))))
+    tasks += [(update, compile_args(job, run.state, run.frozen, b)) for b in job.buckets]
     run.writer.say(programs.compile_all(tasks, job.buckets))
     return update, evaluate

@@ -46,6 +46,8 @@ def test_the_defaults_pass():
         ({"checkpoint__every": 0}, "checkpoint.every=0"),
         ({"rewards__weights__localization": 0.0}, "rewards.weights are all 0"),
         ({"curriculum__schedule": "medlock"}, "medlock"),
+        ({"log__profile_steps": (5, 3)}, r"log.profile_steps=\(5, 3\): give \(first, last\)"),
+        ({"log__profile_steps": (0, 3)}, r"log.profile_steps=\(0, 3\)"),
         ({"curriculum__window": 0}, "window"),
         ({"curriculum__criteria": ("luck",)}, "luck"),
     ],

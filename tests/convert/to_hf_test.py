@@ -7,7 +7,7 @@ import pytest
 import random_folders
 from random_folders import SMALL, TINY
 
-from medloc_jax import checkpoint, sharding
+from medloc_jax import checkpoint, checkpoint_write, sharding
 from medloc_jax.convert import from_hf, hf_folder, hf_writer, mapping, to_hf
 from medloc_jax.model import qwen2_5_vl
 
@@ -51,7 +51,7 @@ def test_a_run_comes_out_as_it_is(tmp_path, config, dtype, max_shard_size):
 @pytest.mark.parametrize("chunk_bytes", [1 << 50, 3000], ids=["older", "chunks"])
 def test_however_it_is_stored_and_read(tmp_path, monkeypatch, block_bytes, chunk_bytes):
     monkeypatch.setattr(hf_folder, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(checkpoint_write, "CHUNK_BYTES", chunk_bytes)
     weights = random_folders.tensors(SMALL)
     model = qwen2_5_vl.Model(SMALL)
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)

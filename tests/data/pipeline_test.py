@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import itertools
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -202,3 +204,64 @@ def test_batches_that_do_not_divide_and_empty_splits_are_refused_at_once(rows, l
 
 def test_a_finished_run_gives_no_batches(rows, loader, buckets):
     assert _train(rows, loader, buckets, start=6) == []
+
+
+def _without(rows, tmp_path, *, gone=(), torn=()):
+    """The rows over a copy of their folder in which some images are gone or torn."""
+    folder = tmp_path / "copy"
+    shutil.copytree(rows[0].folder, folder)
+    for index in gone:
+        (folder / rows[index].image).unlink()
+    for index in torn:
+        path = folder / rows[index].image
+        path.write_bytes(path.read_bytes()[:-40])
+    return [
+        dataclasses.replace(row, folder=str(folder), line=f"{folder}/manifest.jsonl:{number}")
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+@pytest.mark.parametrize("how", [{"num_threads": 0}, {"num_threads": 2}])
+def test_a_vanished_image_stops_and_is_named_with_its_line(rows, loader, buckets, tmp_path, how):
+    damaged = _without(rows, tmp_path, gone=[3])
+    line = re.escape(f"{rows[3].image}: no such image file (example {rows[3].id!r}, ")
+    with pytest.raises(ValueError, match=rf"{line}\S+manifest.jsonl:4\)"):
+        _train(damaged, loader, buckets, **how)
+    torn = _without(rows, tmp_path / "torn", torn=[5])
+    with pytest.raises(ValueError, match=r"truncated.*manifest.jsonl:6\)"):
+        _train(torn, loader, buckets, **how)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_vanished_image_is_replaced_alike_on_any_number_of_processes(
+    rows, loader, buckets, tmp_path, processes, caplog
+):
+    damaged = _without(rows, tmp_path, gone=[3, 4], torn=[9])
+    whole = _train(damaged, loader, buckets, skip_unreadable=True)
+    parts = [
+        _train(damaged, loader, buckets, process=(index, processes), skip_unreadable=True)
+        for index in range(processes)
+    ]
+    intact = _train(rows, loader, buckets)
+    order = pipeline.epoch_order(len(rows), 11)
+    lost = {3, 4, 9}
+    assert sum(batch.num_skipped for batch in whole) == sum(order[p] in lost for p in range(24)) > 0
+    for step, batch in enumerate(whole):
+        # The rows of the others are as they were, and none of the lost ones is there.
+        for row, example in enumerate(batch.examples):
+            if order[step * 4 + row] in lost:
+                assert example.id not in {rows[index].id for index in lost}
+            else:
+                assert example.id == intact[step].examples[row].id
+        _assert_equal([part[step] for part in parts], batch)
+        assert sum(part[step].num_skipped for part in parts) == batch.num_skipped
+        assert batch.inputs.pixel_values.shape == intact[step].inputs.pixel_values.shape
+    assert "no such image file" in caplog.text and "takes its place" in caplog.text
+
+
+def test_no_image_at_all_is_an_error_even_when_they_may_be_skipped(rows, loader, buckets, tmp_path):
+    damaged = _without(rows, tmp_path, gone=range(len(rows)))
+    with pytest.raises(ValueError, match="no such image file.*more that could take its place"):
+        _train(damaged, loader, buckets, skip_unreadable=True)
+    with pytest.raises(ValueError, match="no such image file"):
+        _eval(_without(rows, tmp_path / "eval", gone=[0]), loader, buckets)

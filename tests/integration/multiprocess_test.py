@@ -41,17 +41,22 @@ def test_their_numbers_agree(runs):
             assert got[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (want["step"], name)
 
 
-def test_no_example_is_lost_or_seen_twice(runs):
-    """A line holds the primary's rows: the first half of the batch of one process."""
+def test_their_rollouts_are_the_same_line_by_line(runs):
+    """The prompts and answers of both processes, in the order of the batch."""
     folder, _ = runs
     one, two = (small_runs.lines(folder / name / "rollouts.jsonl") for name in ("one", "two"))
-    for got, want in zip(two, one, strict=True):
-        half = len(want["ids"]) // 2
-        for name in ("ids", "completions", "target_boxes_px"):
-            assert got[name] == want[name][:half]
-    first = sum((line["ids"] for line in one), [])
-    epoch = len({*first})
-    assert all(len({*first[i : i + epoch]}) == epoch for i in range(0, len(first) - epoch, epoch))
+    assert [line["step"] for line in two] == list(range(1, STEPS + 1))
+    assert all(len(line["ids"]) == 8 for line in two)
+    assert two == one
+
+
+def test_no_example_is_lost_or_seen_twice(runs):
+    folder, _ = runs
+    lines = small_runs.lines(folder / "two" / "rollouts.jsonl")
+    seen = sum((line["ids"] for line in lines), [])
+    epoch = len({*seen})
+    assert epoch < len(seen)
+    assert all(len({*seen[i : i + epoch]}) == epoch for i in range(0, len(seen) - epoch, epoch))
 
 
 def test_the_first_process_alone_writes_and_talks(runs):

@@ -6,14 +6,16 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs
 
 from medloc_jax.curriculum import make_schedule
+from medloc_jax.training import diagnostics, session
 from medloc_jax.training import job as jobs
-from medloc_jax.training import session
 
+LINES = ("metrics.jsonl", "rollouts.jsonl")
 OPTIONS = {"threshold_start": 0.2, "window": 2, "min_fill": 1, "criteria": ("reward",)}
 
 
@@ -92,6 +94,90 @@ def test_everything_comes_back(opened, job):
     )
     for got, want in zip(jax.tree.leaves(again.state), jax.tree.leaves(run.state), strict=True):
         assert got.sharding.is_equivalent_to(want.sharding, got.ndim)
+
+
+class _Evaluator(jobs.Evaluator):
+    """Scores every second step; an answer `stopped` is SIGTERM in the middle of it."""
+
+    def __init__(self, *answers):
+        self.answers, self.steps = list(answers), []
+
+    def scheduled(self, params, step, stop=None):
+        if step % 2:
+            return {}
+        self.steps.append(step)
+        answer = self.answers.pop(0)
+        if answer == "stopped":
+            raise jobs.InterruptedByStop
+        return {"eval/val/map": answer}
+
+
+def _do(run, steps, evaluate):
+    """Whether the steps ended by a stop."""
+    for step in steps:
+        run.state = _shifted(run.state)
+        run.log_rollouts(step, {"ids": []})
+        metrics = {"sft/loss": np.float32(0.1) * step, "group/skipped_updates": step}
+        if run.end_step(step, metrics, evaluate):
+            return True
+    return False
+
+
+def test_an_evaluation_that_was_cut_short_is_made_up_for_and_appears_once(opened, job):
+    whole = opened(workdir=job.workdir.with_name("whole"))
+    evaluate = _Evaluator(0.1, 0.2, 0.3)
+    assert not whole.begin(evaluate) and not _do(whole, range(1, 6), evaluate)
+    want = [small_runs.lines(whole.job.workdir / name) for name in LINES]
+
+    run, evaluate = opened(), _Evaluator(0.1, 0.2, "stopped")
+    assert not run.begin(evaluate) and _do(run, range(1, 6), evaluate)
+    assert run.close() == 143 and run.checkpointer.steps()[-1] == 4
+    assert [line["step"] for line in small_runs.lines(job.workdir / LINES[0])] == [0, 1, 2, 3]
+    # Stopped again while it is made up for: nothing has changed.
+    again, evaluate = opened(), _Evaluator("stopped")
+    assert again.step == 4 and again.begin(evaluate) and again.close() == 143
+    # Killed right after its line was written, before the checkpoint without it.
+    again = opened()
+    again.log(4, {"sft/loss": 0.4, "eval/val/map": 0.3})
+    again, evaluate = opened(), _Evaluator(0.3)
+    assert not again.begin(evaluate) and evaluate.steps == [4]
+    assert not _do(again, [5], evaluate)
+    again.close()
+    assert [small_runs.lines(job.workdir / name) for name in LINES] == want
+    host = json.loads((job.workdir / "checkpoints/4/host/metadata").read_text())
+    assert host["metrics"] == {"best": 0.3}
+    assert opened().pending is None
+
+
+def test_a_run_whose_last_evaluation_was_cut_short_is_not_finished(opened, job):
+    last = job.config.num_steps
+    run = opened()
+    run.step = last - 1
+    assert run.end_step(last, {"sft/loss": 1.0}, _Evaluator("stopped"))
+    assert not run.finished and run.close() == 143
+    again = opened()
+    assert again.step == last and not again.finished
+    assert not again.begin(_Evaluator(0.5)) and again.finished and again.close() == 0
+    assert opened().finished
+
+
+def test_sigterm_before_the_first_step_saves_nothing(opened, job):
+    run = opened()
+    run.stop.asked = True
+    assert run.begin(_Evaluator(0.1)) and run.close() == 143
+    assert run.checkpointer.steps() == []
+
+
+def test_gradients_that_stay_non_finite_end_the_run(opened, job, monkeypatch):
+    run, told = opened(), []
+    run.job.config.optim.max_nonfinite = 2
+    monkeypatch.setattr(diagnostics, "stop", lambda *args: told.append(args[1]))
+    for step, skipped in enumerate([1.0, 0.0, 1.0, 1.0], start=1):
+        run.check_finite(step, {"optimizer/skipped_nonfinite": jnp.float32(skipped)}, lambda: None)
+    assert told == [4]  # two in a row, not two in all
+    run.job.config.optim.max_nonfinite = 0
+    run.check_finite(5, {"optimizer/skipped_nonfinite": jnp.float32(1)}, lambda: None)
+    assert told == [4]
 
 
 def test_lines_after_the_checkpoint_are_cut(opened, job):
