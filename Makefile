@@ -25,7 +25,7 @@ PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 # Everything that needs no torch, no real checkpoint, no TPU compiler and no minutes.
 FAST := not (parity or slow or soak or weights or tpu_compile)
 
-.PHONY: venv demo test unit parity tpu-compile faults soak lint bench clean
+.PHONY: venv demo test unit parity tpu-compile faults layouts soak lint bench clean
 
 venv: $(INSTALLED)
 
@@ -70,6 +70,10 @@ tpu-compile: $(INSTALLED)
 # Processes that are killed, stopped or hang, broken files, NaN, full disks: what `test` leaves out.
 faults: $(INSTALLED)
 	$(BIN)/python -m pytest -m "faults and slow"
+
+# One job in every layout of devices and processes, with two image sizes and the tower trained.
+layouts: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow tests/integration/layouts_test.py
 
 # A run that is hit at twenty random moments, and one of two processes: a quarter of an hour or more.
 soak: $(INSTALLED)

@@ -7,8 +7,8 @@
 #   launch/local.sh 2 --config=configs/demo.py --workdir=runs/two
 #   launch/local.sh 2 medloc evaluate --workdir=runs/two
 #
-# Output lines carry the number of their process. When one process fails the others are ended, and
-# its exit status is the script's. On CPU, XLA_FLAGS=--xla_force_host_platform_device_count=4 gives
+# Output lines carry the number of their process. When one process fails the others are ended (by
+# SIGTERM, and by SIGKILL after GRACE_SECONDS=60), and its exit status is the script's. On CPU, XLA_FLAGS=--xla_force_host_platform_device_count=4 gives
 # every process four devices.
 set -euo pipefail
 
@@ -45,7 +45,8 @@ clean_up() {
   [[ ${BASHPID:-$$} == "$$" ]] || return 0
   trap '' INT TERM
   end_all TERM
-  for _ in $(seq 50); do
+  # Time to end a step and save, after SIGTERM.
+  for _ in $(seq $((${GRACE_SECONDS:-60} * 5))); do
     any_left || break
     sleep 0.2
   done

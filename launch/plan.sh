@@ -19,7 +19,8 @@ plan() { # name, python, then flags
   shift 2
   [ -s "$folder/$name.json" ] && return
   "$python" -m medloc_jax plan "$@" --json >"$folder/$name.partial" || code=$?
-  [ "$code" -le 1 ] || exit "$code" # 1: it does not fit, which is an answer
+  # 1: it does not fit, which is an answer; or an error, which is none.
+  [ "$code" -le 1 ] && [ -s "$folder/$name.partial" ] || exit "$code"
   mv "$folder/$name.partial" "$folder/$name.json"
 }
 gpu=${CUDA_PYTHON:-python}

@@ -300,8 +300,11 @@ class Checkpointer:
         """What the first process does when a save has ended."""
         if reason is None:
             self._unreadable.discard(step)
-            _remove(_replaced(self.directory / str(step)))
-            self._remove_old_steps()
+            replaced = _replaced(self.directory / str(step))
+            with _warned(replaced):
+                _remove(replaced)
+            with _warned(self.directory):
+                self._remove_old_steps()
         else:
             _remove_leftovers(self.directory)  # also gives the replaced folder its name back
 
@@ -362,7 +365,8 @@ class Checkpointer:
         keep |= {step for step in self._unreadable if step > good[-1]}
         for step in steps:
             if step not in keep:
-                _remove(self.directory / str(step))
+                with _warned(self.directory / str(step)):
+                    _remove(self.directory / str(step))
 
     def _best(self, step: int) -> float | None:
         try:
@@ -746,6 +750,16 @@ def _remove(folder: Any) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _warned(folder: Any) -> Iterator[None]:
+    """Makes a failed removal a warning: what has been saved is saved."""
+    try:
+        yield
+    except Exception as error:  # An object store may raise anything.
+        why = checkpoint_write.reason(error)
+        _log.warning("%s: old checkpoints were not removed (%s); the run goes on", folder, why)
 
 
 def _remove_leftovers(directory: Any) -> None:

@@ -154,7 +154,9 @@ class Write:
         if self._agreement is not None:
             kind = "full" if self._error is None else "error"
             text = f"{on_process(jax.process_index())}could not write ({reason(error)})"
-            self._agreement.fail(f"{kind} {self._reason or text}")
+            # Where the first process is gone there is nobody to tell.
+            with contextlib.suppress(Exception):
+                self._agreement.fail(f"{kind} {self._reason or text}")
 
     def _agree(self) -> None:
         """Tidies up on the first process, once nobody writes any more."""

@@ -115,6 +115,40 @@ def _gather_backward(used: NamedSharding, stored: NamedSharding, _: None, grad: 
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
+def looked_up(x: jax.Array) -> jax.Array:
+    """Vectors read from a table whose columns are stored in pieces: for the gradient's sake.
+
+    Each device adds up the columns that it stores, of its `data` group's tokens: their gradients
+    are turned from rows to columns among the group. Left alone, with a `data` axis too, the
+    compiler gathers all gradients of all tokens on every device.
+
+    Args:
+        x: [batch, ..., width].
+    """
+    mesh = _mesh.get()
+    if mesh is None or num_parts(mesh, "embed", x.shape[-1]) == 1:
+        return x
+    rows = "data" if x.shape[0] % mesh.shape["data"] == 0 else None
+    columns = PartitionSpec(rows, *(None,) * (x.ndim - 2), RULES["embed"])
+    return _turn(x, NamedSharding(mesh, columns))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _turn(x: jax.Array, columns: NamedSharding) -> jax.Array:
+    return x
+
+
+def _turn_forward(x: jax.Array, columns: NamedSharding):
+    return x, None
+
+
+def _turn_backward(columns: NamedSharding, _: None, grad: jax.Array):
+    return (jax.lax.with_sharding_constraint(grad, columns),)
+
+
+_turn.defvjp(_turn_forward, _turn_backward)
+
+
 def ways(name: str, size: int) -> int:
     """`num_parts` on the mesh of the function that is traced."""
     mesh = _mesh.get()

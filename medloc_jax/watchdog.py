@@ -54,7 +54,6 @@ from etils import epath
 
 LOST = 75  # EX_TEMPFAIL of sysexits.h: try again
 NONFINITE = 76
-DISAGREE = 77
 STOPPED_BY_SIGTERM = 143  # what a shell reports for it; schedulers restart such a run
 
 FOLDER = "heartbeat"  # in the run's folder
@@ -62,6 +61,9 @@ FOLDER = "heartbeat"  # in the run's folder
 # at the next ones alone. Whoever ends says why in its own file, so the reason travels on.
 _NEIGHBOURS = 8
 _WIDTH = 1024  # bytes of a record: overwriting as many needs no room on a full disk
+# A process that fails has so long to print its traceback and end by itself.
+_END_SECONDS = 20.0
+_TAKEN = "another start uses this workdir"  # in a reason: starting once more is no cure
 # How errors of the runtime begin that may mean that another process is gone; gloo's come as a plain
 # ValueError. Not RESOURCE_EXHAUSTED, INVALID_ARGUMENT and the like, which are our own.
 _RUNTIME_ERROR = re.compile(
@@ -241,14 +243,26 @@ class Watchdog:
 
     def _read(self, index: int) -> dict[str, Any] | None:
         """The record of a process of this start; None while there is none, or half of one."""
+        record = self._read_any(index)
+        return None if record is None or record["attempt"] != self._attempt else record
+
+    def _read_any(self, index: int) -> dict[str, Any] | None:
+        """Likewise, of whatever start has written last."""
         try:
             record = json.loads((self._folder / str(index)).read_text())
-            return record if record["attempt"] == self._attempt else None
+            return record if isinstance(record["attempt"], int) else None
         except Exception:  # As in `beat`.
             return None
 
     def _of_silent(self, index: int, seen: _Seen) -> str:
         after = f"since {_clock(seen.since)} ({seen.silent:.0f} s, watchdog.lost_seconds)"
+        record = self._read_any(index)
+        if record is not None and record["attempt"] > self._attempt:
+            return (
+                f"{_TAKEN}: {self._folder / str(index)} has been written by the later one, "
+                f"{_name(record)}, at {record['time']}, and not by this one's process {index} "
+                f"{after}; give each run a workdir of its own"
+            )
         if seen.record is None:
             return f"process {index} has not been heard of {after}: it wrote no {self._folder}"
         return (
@@ -306,8 +320,14 @@ def exit_code(error: BaseException) -> int:
 
 
 def is_from_runtime(error: BaseException) -> bool:
-    """Whether JAX's runtime, or its transport between processes, may have lost another process."""
-    return _RUNTIME_ERROR.match(str(error)) is not None
+    """Whether JAX's runtime, or its transport between processes, may have lost another process.
+
+    That of the error, or of one behind it: a save in the background tells its errors as its own.
+    """
+    if _RUNTIME_ERROR.match(str(error)):
+        return True
+    behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return behind is not None and is_from_runtime(behind)
 
 
 def _watch(dog: Watchdog, stop: threading.Event) -> None:
@@ -321,7 +341,8 @@ def _watch(dog: Watchdog, stop: threading.Event) -> None:
         verdict = dog.look(seconds)
         if verdict is None or stop.is_set():
             continue
-        again = "; start all processes again" if verdict.code == LOST else ""
+        mends = verdict.code == LOST and _TAKEN not in verdict.reason
+        again = "; start all processes again" if mends else ""
         _say(f"{verdict.reason}. Process {dog._me} ends with code {verdict.code}{again}")
         dog.leave(verdict.code, verdict.reason)
         _end_now(verdict.code)
@@ -354,7 +375,10 @@ def _hold_aborts_back(patience: float) -> Any:
 
 
 def _end_without_waiting(code: int) -> None:
-    """At the interpreter's end, does not join JAX's barrier, which others never come to."""
+    """At the interpreter's end, does not join JAX's barrier, which others never come to.
+
+    Nor, for long, a thread that is still saving: it waits for the others, too.
+    """
     import atexit
 
     def end() -> None:
@@ -364,6 +388,10 @@ def _end_without_waiting(code: int) -> None:
         _end_now(code)
 
     atexit.register(end)  # the last one registered runs first, before JAX's
+    # But after all threads that are no daemons have ended.
+    late = threading.Timer(_END_SECONDS, _end_now, (code,))
+    late.daemon = True
+    late.start()
 
 
 def _end_now(code: int) -> None:

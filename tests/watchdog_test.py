@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,27 @@ def test_files_of_an_earlier_start_say_nothing(tmp_path):
     me.look(9.0)
     other.beat()
     assert me.look(9.0) is None
+
+
+def test_a_later_start_in_the_same_folder_is_named_as_such(tmp_path, monkeypatch, capfd):
+    me, other = _dogs(tmp_path, attempt=1)
+    other.beat()
+    assert me.look(1.0) is None
+    _, later = _dogs(tmp_path, attempt=2)
+    later.beat()
+    assert me.look(9.0) is None
+    verdict = me.look(1.0)
+    assert verdict.code == 75 and verdict.reason.startswith("another start uses this workdir")
+    assert f"{tmp_path}/heartbeat/1" in verdict.reason and "no sign of life" not in verdict.reason
+
+    # To start all of them again would end the later start.
+    monkeypatch.setattr(watchdog, "_end_now", lambda code: stop.set())
+    for reason, cure in ((verdict.reason, False), ("process 1 is gone", True)):
+        stop = threading.Event()
+        monkeypatch.setattr(me, "look", lambda _, reason=reason: watchdog.Verdict(75, reason))
+        monkeypatch.setattr(me, "interval", 0.01)
+        watchdog._watch(me, stop)
+        assert ("start all processes again" in capfd.readouterr().err) is cure
 
 
 def test_half_a_record_is_no_record(tmp_path):
@@ -178,6 +200,24 @@ def test_errors_of_the_runtime_are_told_from_ours():
     assert not watchdog.is_from_runtime(ValueError("INTERNALS are not a status"))
 
 
+def _with(error, behind, how):
+    """The error as `raise` leaves it where another is behind it."""
+    error.__context__ = behind
+    error.__cause__ = behind if how == "from" else None
+    error.__suppress_context__ = how != "during"
+    return error
+
+
+@pytest.mark.parametrize(("how", "found"), [("from", True), ("during", True), ("from None", False)])
+def test_errors_of_the_runtime_are_found_behind_ours(how, found):
+    gone = RuntimeError("UNAVAILABLE: failed to connect to all addresses")
+    inner = _with(ValueError("barrier"), gone, how)
+    error = _with(OSError("checkpoint of step 7 was not saved"), inner, "from")
+    assert watchdog.is_from_runtime(error) is found
+    full = _with(OSError("not saved"), OSError(28, "No space left on device"), how)
+    assert not watchdog.is_from_runtime(full) and watchdog.exit_code(full) == 2
+
+
 def test_exit_codes():
     assert watchdog.exit_code(ValueError("x")) == watchdog.exit_code(OSError("x")) == 2
     assert watchdog.exit_code(TypeError("x")) == 1
@@ -189,7 +229,7 @@ def test_exit_codes():
 
 
 _ABORT = """
-    import os, sys, time
+    import os, sys, threading, time
     from medloc_jax import watchdog
     kind, folder = sys.argv[1:]
     me, other = (
@@ -205,12 +245,15 @@ _ABORT = """
             raise ValueError("UNKNOWN: Gloo AllReduce failed: Connection reset by peer")
         if kind == "wait":
             time.sleep(60)
+        if kind == "saving":  # a thread that Python joins before it calls what is to be called last
+            watchdog._END_SECONDS = 1.0
+            threading.Thread(target=time.sleep, args=(300,)).start()
         raise ValueError("images/7.png: no such image file")
 """
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [("abort", 75), ("runtime", 75), ("wait", 75), ("ours", 2)]
+    ("kind", "code"), [("abort", 75), ("runtime", 75), ("wait", 75), ("ours", 2), ("saving", 2)]
 )
 def test_aborts_and_errors_of_the_transport_wait_for_the_reason(tmp_path, kind, code):
     done = subprocess.run(

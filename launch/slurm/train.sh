@@ -17,7 +17,8 @@ trap 'told_to_end=1' TERM
 
 status=0
 # Nobody is killed because another has ended: all save, and the watchdog tells who was lost.
-srun --kill-on-bad-exit=0 medloc train "$@" || status=$?
+# Between Slurm 22.05 and 23.11 srun does not know the batch job's CPUs a task.
+srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" medloc train "$@" || status=$?
 
 case $status in
   75 | 77 | 137 | 143) ;;

@@ -4,7 +4,8 @@
 #
 # medloc train on all workers of a Cloud TPU VM, or of a pod slice of them.
 #
-#   launch/tpu_vm/run.sh NAME ZONE install          this commit, into a fresh environment
+#   launch/tpu_vm/run.sh NAME ZONE install          this commit, into a fresh environment (Python
+#                                                   3.12 by uv: the machines' own is too old)
 #   launch/tpu_vm/run.sh NAME ZONE train FLAG...    as `medloc train FLAG...`; also continues
 #   launch/tpu_vm/run.sh NAME ZONE stop             SIGTERM: saves and ends
 #   launch/tpu_vm/run.sh NAME ZONE log              what the first worker says
@@ -29,7 +30,9 @@ on() { # workers, then one line of shell
 # shellcheck disable=SC2016
 install='set -e
 rm -rf ~/medloc_jax && mkdir ~/medloc_jax && tar -xzf ~/medloc_jax.tar.gz -C ~/medloc_jax
-cd ~/medloc_jax && python3 -m venv .venv && .venv/bin/pip install -q -e ".[tpu,cloud]"
+cd ~/medloc_jax && python3 -m pip install --user -q uv
+~/.local/bin/uv venv -q --python 3.12 .venv
+~/.local/bin/uv pip install -q --python .venv -e ".[tpu,cloud]"
 .venv/bin/medloc --help > /dev/null && echo "installed on $(hostname)"'
 # shellcheck disable=SC2016
 stop='kill -TERM "$(cat ~/medloc.pid)"'
@@ -45,7 +48,9 @@ case $verb in
     [[ $# -gt 0 ]] || { echo "$0: train needs the flags of medloc train" >&2; exit 2; }
     flags=$(printf ' %q' "$@")
     # nohup: a lost connection must not end it. `wait` gives medloc's own exit code.
-    on all "cd ~/medloc_jax && {
+    on all "! kill -0 \$(cat ~/medloc.pid 2> /dev/null) 2> /dev/null || {
+  echo \"\$(hostname): a training goes on already: stop it first\" >&2; exit 1; }
+cd ~/medloc_jax && {
   MEDLOC_COORDINATOR=auto nohup .venv/bin/medloc train$flags >> ~/medloc.log 2>&1 & echo \$! > ~/medloc.pid
   tail --pid=\$! -n 0 -F ~/medloc.log 2> /dev/null & wait \$(cat ~/medloc.pid); }"
     ;;

@@ -30,7 +30,7 @@ class Seen:
         workdir: its folder.
         config: its config.json; empty where there is none yet.
         rows: the lines of metrics.jsonl.
-        age: seconds since the last line; None where there is none.
+        age: seconds since the last line; None where there is none, or the store does not tell.
         checkpoints: steps that are saved.
     """
 
@@ -112,7 +112,8 @@ class Run:
             if (size, changed) != self._state:
                 self._rows = _read_rows(file)
                 self._state = (size, changed)
-            age = max(0.0, time.time() - changed) if self._rows else None
+            # epath tells no time of what lies on s3://: 0.
+            age = max(0.0, time.time() - changed) if self._rows and changed else None
         folder = self._folder / "checkpoints"
         names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
         steps = sorted(int(name) for name in names if name.isdigit())

@@ -136,7 +136,7 @@ class Embedding(nnx.Module):
         self, ids: Int[Array, "*b"], dtype: DTypeLike, table: Float[Array, "v d"] | None = None
     ) -> Float[Array, "*b d"]:
         table = self.table(dtype) if table is None else table
-        x = jnp.take(table, ids, axis=0).astype(dtype)
+        x = sharding.looked_up(jnp.take(table, ids, axis=0)).astype(dtype)
         return sharding.constrain(x, "batch", *(None,) * ids.ndim)
 
     def table(self, dtype: DTypeLike) -> Float[Array, "v d"]:

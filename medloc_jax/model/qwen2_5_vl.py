@@ -265,7 +265,9 @@ class Model:
         text = module.language_model
         table = text.embed_tokens.table(self.compute_dtype)  # once for prompts, completions, head
         x = module.embed(inputs, features, self.compute_dtype, table)
-        y = text.embed_tokens(completions[..., :-1], self.compute_dtype, table)
+        # The last token predicts nothing, but whole lengths (256, not 255) are what matrix units,
+        # and the tiles that XLA's GPU compiler must find, are made for.
+        y = text.embed_tokens(completions, self.compute_dtype, table)
         x, y = text.group(
             x,
             inputs.mrope_positions,
@@ -279,7 +281,7 @@ class Model:
         first = _last_real(x, inputs.prompt_lengths)[:, None, None]
         first = jnp.broadcast_to(first, (*y.shape[:2], 1, y.shape[-1]))
         logprobs = self._token_logprobs(
-            module, jnp.concatenate([first, y], axis=2), completions, temperature, table
+            module, jnp.concatenate([first, y[:, :, :-1]], axis=2), completions, temperature, table
         )
         return jnp.where(completion_mask, logprobs, 0.0)
 

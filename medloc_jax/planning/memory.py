@@ -88,8 +88,8 @@ class _Sizes(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of one row; the last token of a completion is never fed back."""
-        return self.p + self.g * (self.c - 1)
+        """Of one row, prompt and completions together."""
+        return self.p + self.g * self.c
 
 
 def _sizes(made: abstract.AbstractJob) -> _Sizes:
@@ -171,7 +171,7 @@ def _activations(made: abstract.AbstractJob, sizes: _Sizes, update: str) -> plan
     config, model = made.job.config, made.job.model.config
     text, vision = model.text, model.vision
     heads = -(-text.num_attention_heads // sizes.tensor)
-    own = sizes.c - 1
+    own = sizes.c
     # Float32 scores and weights of attention, and what the projections and the MLP make.
     scores = 2 * 4 * heads * (sizes.p**2 + sizes.g * own * (sizes.p + own))
     wide = 8 * text.hidden_size + 3 * text.intermediate_size // sizes.tensor
@@ -180,7 +180,7 @@ def _activations(made: abstract.AbstractJob, sizes: _Sizes, update: str) -> plan
     recomputed = config.model.remat != "none"
     total = kept + working if recomputed else text.num_hidden_layers * working
     formula = (
-        "l (p + g (c - 1)) d b kept between layers, and one layer's scores and MLP"
+        "l (p + g c) d b kept between layers, and one layer's scores and MLP"
         if recomputed
         else "every layer's scores and MLP"
     )

@@ -126,11 +126,6 @@ class Program:
     replicated: tuple[Buffer, ...] = ()
     custom_calls: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    @property
-    def collective_bytes(self) -> int:
-        """Bytes that collectives handle on one device in one run."""
-        return sum(collective.total_bytes for collective in self.collectives)
-
 
 @dataclasses.dataclass(frozen=True)
 class Part:

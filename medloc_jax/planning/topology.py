@@ -30,6 +30,7 @@ _CUBES = {
     **{128: "4x4x8", 256: "4x8x8", 512: "8x8x8", 1024: "8x8x16"},
 }
 TPU_SLICES = {"v5e": _FLAT, "v6e": _FLAT, "v5p": _CUBES}
+_CHIPS_PER_HOST = 4  # unless told
 # Chips of one host -> its part of the slice.
 _HOST_BOUNDS = {1: (1, 1, 1), 4: (2, 2, 1), 8: (2, 4, 1)}
 
@@ -149,7 +150,7 @@ def _tpu(kind: str, slice_name: str, chips: int, processes: int) -> Topology:
     for name, value in _TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     stay_on_cpu()
-    per_host = chips // processes if processes else min(chips, 4)
+    per_host = chips // processes if processes else min(chips, _CHIPS_PER_HOST)
     if per_host not in _HOST_BOUNDS or (processes and chips % processes):
         raise ValueError(
             f"--processes={processes} for {chips} chips: a TPU host has "
@@ -216,6 +217,10 @@ def _gpus_per_host(kind: str, count: int, processes: int) -> int:
 
 
 def _pretended(kind: str, count: int, processes: int, cure: str) -> Topology:
+    if kind in GPUS:
+        processes = count // _gpus_per_host(kind, count, processes)
+    elif kind in TPU_SLICES and not processes:
+        processes = max(1, count // _CHIPS_PER_HOST)
     processes = processes or 1
     if count % processes:
         raise ValueError(f"--devices={count} does not divide over --processes={processes}")

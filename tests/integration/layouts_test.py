@@ -24,7 +24,6 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(900)]
 STARTS = {
     "1x8": ("one", "fsdp4-tensor2", "sabotaged"),
     "2x4": ("2x4",),
-    "4x2": ("4x2",),
     "1x8, whole": tuple(
         name + layout_probe.WHOLE
         for name in ("one", "fsdp8", "fsdp4-tensor2", "data2-fsdp2-tensor2")

@@ -276,7 +276,7 @@ batching.RowLoader.__call__ = load
     workdir, argv = command("one-disk", **changes)
     codes, out = machines.start(argv, workdir, sabotage=sabotage).finish()
     assert codes == [2, 2], out
-    reason = r"ended at step 4 with code 2: \S+png \(example .*\): the disk of this host is gone"
+    reason = r"ended at step 4 with code 2: the disk of this host is gone"
     assert re.search(rf"\[0\] medloc train: process 1 on \S+ \(pid \d+\) {reason}", out), out
 
 
@@ -297,7 +297,7 @@ def test_a_missing_file_is_skipped_alike_by_one_process_and_by_two(command, tmp_
     assert skipped == sorted(skipped) and skipped[-1] > 8
     pairs = (small_runs.lines(folder / "rollouts.jsonl") for folder in (workdir, alone))
     for got, want in zip(*pairs, strict=True):
-        assert got["ids"] == want["ids"][:4] and len(want["ids"]) == 8
+        assert got["ids"] == want["ids"] and len(want["ids"]) == 8
         assert not {int(name.removeprefix("noise-")) % 3 for name in want["ids"]} & {0}
 
 
@@ -368,15 +368,18 @@ schedule.MedLoc.update = update
 @pytest.mark.slow
 def test_one_then_two_processes_and_one_then_eight_devices_go_on_with_one_run(command):
     """The data position and the threshold are those of the run that never moved."""
-    alone, argv = command("alone")
+    # Without signal the gradient is the KL term's alone, at first mere rounding, and Adam makes a
+    # step of full size of it: a small rate keeps what follows from it small, too.
+    rate = {"optim__learning_rate": 1e-4}
+    alone, argv = command("alone", **rate)
     code, out, error = small_runs.finish(small_runs.start(argv, num_devices=2))
     assert code == 0, out + error
     want = small_runs.lines(alone / "metrics.jsonl")
     for name, devices, count in [("to-two", 1, 2), ("to-eight", 8, 1)]:
-        workdir, first = command(name, num_steps=4, optim__total_steps=STEPS)
+        workdir, first = command(name, num_steps=4, optim__total_steps=STEPS, **rate)
         code, out, error = small_runs.finish(small_runs.start(first))
         assert code == 0, out + error
-        _, argv = command(name, optim__total_steps=STEPS)
+        _, argv = command(name, optim__total_steps=STEPS, **rate)
         codes, out = machines.start(argv, workdir, count=count, num_devices=devices).finish()
         assert codes == [0] * count and f"continuing {workdir} from step 4" in out, out
         got = small_runs.lines(workdir / "metrics.jsonl")
@@ -390,6 +393,4 @@ def test_one_then_two_processes_and_one_then_eight_devices_go_on_with_one_run(co
             [line["ids"] for line in small_runs.lines(folder / "rollouts.jsonl")]
             for folder in (workdir, alone)
         ]
-        share = 8 // count
-        assert ids[0][:4] == ids[1][:4]
-        assert ids[0][4:] == [line[:share] for line in ids[1][4:]]
+        assert ids[0] == ids[1]

@@ -124,7 +124,8 @@ def test_padding_changes_nothing(params, completions):
     bucket = geometry.Bucket(num_patches=256, num_windows=32, prompt_length=96)
     wide = _collate(_rows(), bucket)
     padded = _logprobs(MODEL, params, wide, completions)
-    np.testing.assert_allclose(padded, _shared(params, completions), atol=1e-5)
+    # Sums of other lengths, rounded otherwise: 2e-6 of values near 10.
+    np.testing.assert_allclose(padded, _shared(params, completions), atol=2e-5)
 
 
 def test_padding_gets_no_gradient_and_everything_is_finite(params, completions):

@@ -42,6 +42,32 @@ def test_more_pretended_devices_than_jax_started_with_are_refused(no_compilers):
 
 
 @pytest.mark.parametrize(
+    ("asked", "hosts"),
+    [
+        (("h800", 32), 4),
+        (("h800", 8), 1),
+        (("h800", 4), 1),
+        (("h800", 32, 2), 2),
+        (("v5p", 32), 8),
+        (("v5e", 1), 1),
+        (("v5e", 8, 1), 1),
+        (("cpu", 32), 1),
+    ],
+)
+def test_pretended_devices_have_as_many_hosts_as_the_real_ones(
+    asked, hosts, no_compilers, monkeypatch
+):
+    monkeypatch.setattr(topology.jax, "devices", lambda *_: [None] * 32)
+    found = topology.find(*asked)
+    assert found.compiled_by == plan.PRETENDED and found.processes == hosts
+
+
+def test_pretended_gpus_that_fill_no_hosts_are_refused(no_compilers):
+    with pytest.raises(ValueError, match="a host has 8 h800"):
+        topology.find("h800", 12)
+
+
+@pytest.mark.parametrize(
     ("asked", "name", "bounds"),
     [
         (("v5e", 16), "v5e:4x4", (2, 2, 1)),
