@@ -30,9 +30,8 @@ def _assert_same(workdir, whole, steps):
         got, want = (small_runs.lines(folder / name) for folder in (workdir, whole))
         assert [line["step"] for line in want] == [*range(name == "rollouts.jsonl", steps + 1)]
         assert got == want, name
-    assert (
-        len({line["curriculum/threshold"] for line in want if "curriculum/threshold" in line}) > 1
-    )
+        key = "threshold" if name == "rollouts.jsonl" else "curriculum/threshold"
+        assert len({line[key] for line in want if key in line}) > 1, name
 
 
 def _lines(workdir):
