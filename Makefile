@@ -84,10 +84,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Writes benchmarks/RESULTS.md. The peers' scripts: PEERBENCH=/path, or beside the checkout. Their
+# environments are made as $(VENV)-peers and $(VENV)-tunix (gigabytes), or named: PEERS=/path/to/python
+# TUNIX=/path/to/python. BENCH="--quick" takes a look; BENCH="--only short" measures a section again.
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/group_forward.py
+	$(BIN)/python benchmarks/bench.py --environments "$(abspath $(VENV))" $(BENCH)
 
 # Runs and checkpoints stay: they may be all that is left of days.
 clean:
-	rm -rf $(VENV) *.egg-info build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-tunix *.egg-info build .pytest_cache .ruff_cache .hypothesis
 	find medloc_jax tests configs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

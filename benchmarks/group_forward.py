@@ -2,15 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What computing a prompt once per group saves: shared against repeated, side by side in one run.
 
-    python benchmarks/group_forward.py [--rounds 5] [--side 224] [--text 32] [--tokens 64]
+    python benchmarks/group_forward.py [--clock cpu] [--rounds 5] [--side 224] [--text 32]
+        [--tokens 64] [--out FILE]
 
 The repeated side runs the same programs with a group size of one on G copies of each prompt. Each
-round times both, so that whatever else the machine does falls on both. Writes RESULTS.md.
+round times both, so that whatever else the machine does falls on both. `make bench` runs it.
 """
 
 import argparse
 import functools
-import platform
+import json
 import statistics
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 from medloc_jax.model import config, geometry, qwen2_5_vl
 from medloc_jax.sampling import groups
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def batch(sizes: config.ModelConfig, prompts: int, side: int, text: int) -> geometry.ModelInputs:
@@ -42,7 +43,7 @@ def batch(sizes: config.ModelConfig, prompts: int, side: int, text: int) -> geom
 
 
 def main() -> None:
-    """Times both sides and writes the table."""
+    """Times both sides."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="bench_tiny")
     parser.add_argument("--prompts", type=int, default=4)
@@ -51,7 +52,10 @@ def main() -> None:
     parser.add_argument("--text", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", default="wall", choices=sorted(CLOCKS))
+    parser.add_argument("--out", type=Path, help="write every time, as JSON")
     given = parser.parse_args()
+    now = CLOCKS[given.clock]
 
     sizes = config.preset(given.preset)
     model = qwen2_5_vl.Model(sizes, remat="none")
@@ -92,42 +96,26 @@ def main() -> None:
             lambda: sample(params, repeated, 1),
         ),
     }
-    lines = []
+    found = {}
     for name, runs in sides.items():
         seconds: tuple[list[float], list[float]] = ([], [])
         for run in runs:
             jax.block_until_ready(run())  # compiles
         for _ in range(given.rounds):
             for run, times in zip(runs, seconds, strict=True):
-                start = time.perf_counter()
+                start = now()
                 jax.block_until_ready(run())
-                times.append(time.perf_counter() - start)
+                times.append(round(now() - start, 5))
         once, many = (statistics.median(times) for times in seconds)
-        ratios = [many / once for once, many in zip(*seconds, strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        lines.append(f"| {name} | {once:.3f} | {many:.3f} | {many / once:.2f} | {spread} |")
-        print(lines[-1])
+        print(f"{name}: once {once:.3f} s, repeated {many:.3f} s, ratio {many / once:.2f}")
+        found[name] = seconds
     image = geometry.merged_tokens((1, *[given.side // sizes.vision.patch_size] * 2), sizes.vision)
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    RESULTS.write_text(
-        f"""# Benchmarks
-
-`python benchmarks/group_forward.py --preset {given.preset} --prompts {given.prompts} \
---group {given.group} --side {given.side} --text {given.text} --tokens {given.tokens} \
---rounds {given.rounds}`
-
-{given.prompts} prompts of {image} image and {given.text} text tokens, {given.group} completions \
-of {given.tokens} tokens each; float32; {device}; jax {jax.__version__}, Python \
-{platform.python_version()}. Medians over {given.rounds} rounds that time both sides in turn; \
-spread of the ratio over rounds.
-
-| program (vision tower included) | prompt once, s | repeated, s | ratio | spread |
-|---|---|---|---|---|
-"""
-        + "\n".join(lines)
-        + "\n"
+    about = (
+        f"{given.prompts} prompts of {image} image and {given.text} text tokens, {given.group} "
+        f"completions of {given.tokens} tokens each (preset {given.preset}, float32)."
     )
-    print(f"written to {RESULTS}")
+    if given.out:
+        given.out.write_text(json.dumps({"about": about, "programs": found}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -42,10 +42,15 @@ def default_config() -> ConfigDict:
     model.freeze_vision = (
         True  # the tower is left as it is, and its features are computed once a step
     )
-    model.remat = (
-        "layer"  # "layer": recompute each layer in the backward pass; "none": keep activations
-    )
-    model.attention = "xla"  # the attention program; "xla" is the reference
+    # "layer": recompute each layer in the backward pass; "dots": keep what its matrix products with
+    # weights gave, recompute the rest; "none": keep activations
+    model.remat = "layer"
+    # "xla": plain operations, the reference; "cudnn": NVIDIA's kernels, bfloat16; "splash": the
+    # TPU's; "auto": what the device has, plain on a CPU and in float32 on a GPU
+    model.attention = "auto"
+    # Write the layers out instead of looping over them: a tenth faster on a CPU, but compile time
+    # grows with the depth. (Decoding is always written out.)
+    model.unroll = False
     model.vocab_chunk = 1024  # completion tokens whose logits exist at one time on a device
 
     config.data = data = ConfigDict()
@@ -61,6 +66,10 @@ def default_config() -> ConfigDict:
     # A train image that cannot be read: "stop", or "skip": another example takes its place, counted
     # in data/skipped_examples. An evaluation always stops.
     data.missing_files = "stop"
+    # Folder for the image features of a frozen tower, so that each image is encoded once and not
+    # once an epoch (GRPO); "" = none. And the most that may lie in it, GB (1e9)
+    data.feature_cache = ""
+    data.feature_cache_gb = 20.0
     data.num_workers = 0  # decoding processes; 0 = threads of this process
     data.num_threads = 2  # decoding threads, where num_workers is 0
     data.synthetic = synthetic = ConfigDict()
@@ -77,6 +86,10 @@ def default_config() -> ConfigDict:
     rl.temperature = 0.9  # of sampling, and of the log-probabilities in the loss
     rl.kl_weight = 0.04  # beta; the paper prints 0.4, the code base it builds on has 0.04
     rl.num_updates = 1  # optimizer passes over one rollout (mu)
+    # Draw a step's completions before the update of the step before it, so that devices do not wait
+    # for the host; then the largest importance weight policy / sampler of a token (0 = no weights)
+    rl.sample_ahead = False
+    rl.importance_cap = 2.0
     rl.clip_low = 0.2  # ratio is clipped to [1 - clip_low, 1 + clip_high]
     rl.clip_high = 0.2
     rl.advantage_std = (

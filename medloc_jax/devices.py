@@ -61,42 +61,31 @@ def _tpu(
 # NVIDIA: dense figures are half of those "with sparsity"; NVLink's are of both directions. The
 # network is the DGX/HGX reference design's: one 400 Gbit/s adapter a GPU (A100: 200).
 # TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; chips, not cores. Memory is as XLA counts it.
+
+# NVIDIA H100 Tensor Core GPU datasheet, SXM: 1979 TFLOP/s sparse, 80 GB, 3.35 TB/s, 900 GB/s.
+_H100 = Device(
+    kind="h100",
+    peak_flops=989e12,
+    memory_bytes=80 * 2**30,
+    memory_rate=3.35e12,
+    link_rate=450e9,
+    usable_flops=790e12,
+    usable_memory_rate=3.0e12,
+    devices_per_host=8,
+    network_rate=50e9,
+)
+
 DEVICES: dict[str, Device] = {
-    # NVIDIA H100 Tensor Core GPU datasheet, SXM: 1979 TFLOP/s sparse, 80 GB, 3.35 TB/s, 900 GB/s.
-    "h100": Device(
-        kind="h100",
-        peak_flops=989e12,
-        memory_bytes=80 * 2**30,
-        memory_rate=3.35e12,
-        link_rate=450e9,
-        usable_flops=790e12,
-        usable_memory_rate=3.0e12,
-        devices_per_host=8,
-        network_rate=50e9,
-    ),
+    "h100": _H100,
     # The H100 with NVLink cut to 400 GB/s: HGX H800 datasheet.
-    "h800": Device(
-        kind="h800",
-        peak_flops=989e12,
-        memory_bytes=80 * 2**30,
-        memory_rate=3.35e12,
-        link_rate=200e9,
-        usable_flops=790e12,
-        usable_memory_rate=3.0e12,
-        devices_per_host=8,
-        network_rate=50e9,
-    ),
+    "h800": dataclasses.replace(_H100, kind="h800", link_rate=200e9),
     # NVIDIA H200 datasheet, SXM: as H100, 141 GB (143771 MiB are reported), 4.8 TB/s, 900 GB/s.
-    "h200": Device(
+    "h200": dataclasses.replace(
+        _H100,
         kind="h200",
-        peak_flops=989e12,
         memory_bytes=143771 * 2**20,
         memory_rate=4.8e12,
-        link_rate=450e9,
-        usable_flops=790e12,
         usable_memory_rate=4.3e12,
-        devices_per_host=8,
-        network_rate=50e9,
     ),
     # NVIDIA A100 80GB datasheet, SXM: 312 TFLOP/s dense, 2039 GB/s, 600 GB/s.
     "a100": Device(

@@ -93,7 +93,7 @@ class MetricWriter:
         """
         if self._metrics is None:
             return
-        values = {name: _number(value) for name, value in scalars.items()}
+        values = {name: json_number(value) for name, value in scalars.items()}
         with full_disk_is_a_warning(f"metrics of step {step}"):
             self._metrics.write(_json_line({"step": step, **values}))
         finite = {name: value for name, value in values.items() if value is not None}
@@ -108,7 +108,7 @@ class MetricWriter:
         """Writes one line of rollouts.jsonl; NaN and infinity, however deep, become null."""
         if self._rollouts is not None:
             with full_disk_is_a_warning(f"rollouts of step {step}"):
-                self._rollouts.write(_json_line(_nullify({"step": step, **record})))
+                self._rollouts.write(_json_line(json_value({"step": step, **record})))
 
     def flush(self) -> None:
         """Writes what an object store has not got yet; call it before a checkpoint.
@@ -201,20 +201,22 @@ def truncate_jsonl(path: storage.PathLike, step: int) -> None:
     storage.write_bytes(file, b"".join(kept))
 
 
-def _number(value: Any) -> float | int | None:
+def json_number(value: Any) -> float | int | None:
+    """A number, or an array of one element, as JSON can hold it; NaN and infinity become null."""
     if isinstance(value, (bool, int)):
         return int(value)
     value = float(value)
     return value if math.isfinite(value) else None
 
 
-def _nullify(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """Nested mappings and lists likewise: NaN and infinity, however deep, become null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _nullify(inner) for key, inner in value.items()}
+        return {key: json_value(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_nullify(inner) for inner in value]
+        return [json_value(inner) for inner in value]
     return value
 
 

@@ -14,7 +14,7 @@ Reference: ZeRO (arXiv 1910.02054) for `fsdp`, Megatron-LM (arXiv 1909.08053) fo
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -147,6 +147,38 @@ def _turn_backward(columns: NamedSharding, _: None, grad: jax.Array):
 
 
 _turn.defvjp(_turn_forward, _turn_backward)
+
+
+def on_each_device(
+    function: Callable[..., jax.Array], arrays: Sequence[jax.Array], axes: Sequence[Axes], out: Axes
+) -> jax.Array:
+    """Runs a function on each device's own part of some arrays: kernels, which cannot be cut.
+
+    Args:
+        function: of the arrays; its result has the shape of the first of them.
+        arrays: what it takes.
+        axes: the logical axes of each; dimensions that belong together are cut alike.
+        out: those of the result.
+    """
+    mesh = _mesh.get()
+    if mesh is None or mesh.size == 1:
+        return function(*arrays)
+    specs = tuple(spec(mesh, x.shape, names) for x, names in zip(arrays, axes, strict=True))
+    # What the kernels vary over is not told, and so cannot be checked.
+    cut = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=spec(mesh, arrays[0].shape, out),
+        check_vma=False,
+    )
+    return cut(*arrays)
+
+
+def platform() -> str:
+    """What the function that is traced will run on: "cpu", "gpu", "cuda" or "tpu"."""
+    mesh = _mesh.get()
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def ways(name: str, size: int) -> int:

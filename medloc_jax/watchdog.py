@@ -50,7 +50,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from etils import epath
+from medloc_jax import storage
 
 LOST = 75  # EX_TEMPFAIL of sysexits.h: try again
 NONFINITE = 76
@@ -122,7 +122,7 @@ class Watchdog:
 
     def __init__(
         self,
-        workdir: str | os.PathLike[str],
+        workdir: storage.PathLike,
         *,
         process_index: int,
         process_count: int,
@@ -140,7 +140,7 @@ class Watchdog:
           lost_seconds: without a change of a file before its process is called lost; 0 = never.
           hung_seconds: without a mark before a process is called hung; 0 = never.
         """
-        self._folder = epath.Path(os.fspath(workdir)) / FOLDER
+        self._folder = storage.path(workdir) / FOLDER
         self._me = process_index
         self._attempt = attempt
         self._lost_seconds, self._hung_seconds = lost_seconds, hung_seconds
@@ -403,15 +403,11 @@ def _end_now(code: int) -> None:
 def _overwrite(path: Any, text: str, *, parents: bool) -> None:
     """Writes a record in place: cheap, the same on an object store, and no room is needed."""
     padded = text.ljust(_WIDTH) + "\n"
-    local = os.fspath(path)
-    if "://" in local:
+    if storage.is_remote(path):
         path.write_text(padded)
         return
-    if parents:
-        os.makedirs(os.path.dirname(local), exist_ok=True)
-    elif not os.path.isdir(os.path.dirname(local)):
-        os.mkdir(os.path.dirname(local))
-    descriptor = os.open(local, os.O_WRONLY | os.O_CREAT, 0o644)
+    path.parent.mkdir(parents=parents, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         os.pwrite(descriptor, padded.encode(), 0)
         os.ftruncate(descriptor, len(padded.encode()))

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "medloc_jax"
 # Who may import whom, besides itself: the parts of medloc_jax by name, or one module of a part.
 GROUND = (
     *("grounding", "config", "sharding", "checkpoint", "distributed", "metric_writer"),
-    *("devices", "watchdog", "storage", "checkpoint_write"),
+    *("devices", "watchdog", "storage", "checkpoint_write", "xla_flags"),
 )
 IDEAS = ("curriculum", "rl", "rewards", "model")
 MACHINERY = ("data", "sampling", "convert")
@@ -29,7 +29,7 @@ HOST_MODEL = ("model.config", "model.geometry", "model.processor", "model.tokeni
 MAY_IMPORT = {
     **dict.fromkeys((*GROUND, "curriculum", "rl"), ()),
     # Whoever reads or writes files of a run.
-    **dict.fromkeys(("config", "metric_writer", "checkpoint_write"), ("storage",)),
+    **dict.fromkeys(("config", "metric_writer", "checkpoint_write", "watchdog"), ("storage",)),
     "checkpoint": ("storage", "checkpoint_write"),
     "rewards": ("grounding",),
     "model": ("sharding", "storage"),
@@ -56,7 +56,7 @@ DOORS = {
     "grain": ("data.",),
     "orbax": ("checkpoint",),
     "tensorstore": ("checkpoint",),
-    "etils": ("checkpoint", "storage", "watchdog"),
+    "etils": ("checkpoint", "storage"),
     "fsspec": ("storage",),
     "ml_collections": ("config", "cli."),
     "matplotlib": ("evaluation.report", "evaluation.plot", "evaluation.contact_sheet"),

@@ -61,6 +61,14 @@ def test_only_the_primary_process_writes(tmp_path, capsys):
     assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""
 
 
+def test_values_are_made_what_json_can_hold():
+    number, value = metric_writer.json_number, metric_writer.json_value
+    assert [number(x) for x in (True, 3, np.float32(0.5), np.array(2.0))] == [1, 3, 0.5, 2.0]
+    assert [number(x) for x in (float("nan"), np.float32("inf"), np.array(-np.inf))] == [None] * 3
+    deep = {"a": [1, (float("nan"), {"b": float("inf")})], "c": "NaN", "d": None}
+    assert value(deep) == {"a": [1, [None, {"b": None}]], "c": "NaN", "d": None}
+
+
 def test_later_lines_and_a_torn_one_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "rew')

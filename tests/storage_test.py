@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medloc_jax import checkpoint, checkpoint_write, metric_writer, storage
+from medloc_jax import checkpoint, checkpoint_write, metric_writer, storage, watchdog
 from medloc_jax.data import examples
 from medloc_jax.model import processor
 from tests import object_stores, small_runs
@@ -197,6 +197,19 @@ def test_metrics_rollouts_and_events_lie_in_a_store(s3_folder):
         assert [json.loads(line)["step"] for line in (home / name).read_text().splitlines()] == [
             *(1, 2)
         ]
+
+
+def test_heartbeats_are_written_over_and_read_where_the_run_lies(either):
+    storage.make_folder(either)
+    sizes = {"process_count": 2, "attempt": 1, "lost_seconds": 10.0, "hung_seconds": 0.0}
+    me, other = (watchdog.Watchdog(either, process_index=i, **sizes) for i in (0, 1))
+    assert other.beat() and me.look(9.0) is None
+    assert other.beat() and me.look(9.0) is None  # a change: the silence begins anew
+    assert me.look(9.0) is None
+    other.leave(76, "gradients")
+    verdict = me.look(0.0)
+    assert verdict is not None and verdict.code == 76 and "gradients" in verdict.reason
+    assert [path.name for path in (storage.path(either) / watchdog.FOLDER).iterdir()] == ["1"]
 
 
 # Data.

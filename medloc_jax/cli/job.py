@@ -120,11 +120,12 @@ def open_job(config: Any, workdir: Any, *, only_split: str = "") -> jobs.Job:
         template=config.data.template,
         augment=tuple(config.data.augment),
         seed=config.seed,
+        image_keys=bool(config.data.feature_cache),
     )
     by_split = _examples(config, workdir, only_split)
     looked_at = [only_split] if only_split else by_split
     shapes = [s for split in looked_at for s in pipeline.row_shapes(by_split[split], loader)]
-    buckets = geometry.plan_buckets(shapes, config.data.max_buckets)
+    buckets = geometry.tighten(geometry.plan_buckets(shapes, config.data.max_buckets), shapes)
     rows = config.sft.batch_size if config.method == "sft" else config.rl.prompts_per_step
     name = "sft.batch_size" if config.method == "sft" else "rl.prompts_per_step"
     micro = config.sft.micro_batch if config.method == "sft" else config.rl.micro_batch_prompts

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from medloc_jax import xla_flags
+
 # verb -> (module, what it does)
 VERBS = {
     "prepare": ("medloc_jax.cli.prepare", "make a data set folder with a manifest"),
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
+        xla_flags.apply()
         return _run(verb, rest)
     except KeyboardInterrupt:
         print(f"medloc {verb}: interrupted", file=sys.stderr)

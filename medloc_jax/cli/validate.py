@@ -28,11 +28,13 @@ FREE = (
     "log.",
     "mesh.",
     "data.num_",
+    "data.feature_cache",
     "data.missing_files",
     "optim.max_nonfinite",
     "watchdog.",
     "model.attention",
     "model.remat",
+    "model.unroll",
     "model.vocab_chunk",
     "rl.micro_batch_prompts",
     "rl.gather_weights",
@@ -59,7 +61,8 @@ def check(config: Any) -> None:
     if evaluation.final_split:
         _one_of("eval.final_split", evaluation.final_split, SPLITS)
     _one_of("model.remat", config.model.remat, layers.REMAT_POLICIES)
-    _one_of("model.attention", config.model.attention, attention.IMPLEMENTATIONS)
+    _one_of("model.attention", config.model.attention, attention.CHOICES)
+    attention.check(config.model.attention, config.model.compute_dtype)
     _one_of("optim.schedule", config.optim.schedule, optimizer.SCHEDULES)
     _one_of("rl.advantage_std", rl.advantage_std, advantages.NORMALISERS)
     _one_of("rl.ratio_level", rl.ratio_level, losses.RATIO_LEVELS)
@@ -71,7 +74,7 @@ def check(config: Any) -> None:
     _at_least(config, 0, "log.rollouts_every", "data.num_workers", "data.num_threads")
     _at_least(config, 1, "checkpoint.keep_last", "data.min_pixels", "data.max_pixels")
     _at_least(config, 0, "checkpoint.keep_best", "eval.num_examples", "optim.learning_rate")
-    _at_least(config, 0, "sft.box_jitter", "optim.max_nonfinite")
+    _at_least(config, 0, "sft.box_jitter", "optim.max_nonfinite", "rl.importance_cap")
     _at_least(config, 0, "watchdog.lost_seconds", "watchdog.hung_seconds")
     steps = config.log.profile_steps
     if len(steps) != 2 or not (0 < steps[0] <= steps[1] or steps[0] == steps[1] == 0):
@@ -80,6 +83,7 @@ def check(config: Any) -> None:
         raise ValueError(f"seed={config.seed}: it must be below 2**32")
     if not config.sft.box_scale > 0:
         raise ValueError(f"sft.box_scale={config.sft.box_scale}: it must be above 0")
+    _check_feature_cache(config)
     if rl.group_size < 2:
         raise ValueError(
             f"rl.group_size={rl.group_size}: a group of one has no advantage over itself; "
@@ -100,6 +104,27 @@ def check(config: Any) -> None:
     make_schedule(
         config.curriculum.schedule, num_steps=config.num_steps, **config.curriculum.to_dict()
     )
+
+
+def _check_feature_cache(config: Any) -> None:
+    """Refuses a cache of features that are never seen twice."""
+    folder = config.data.feature_cache
+    if not folder:
+        return
+    why = ""
+    if config.method != "grpo":
+        why = "SFT does not read it"
+    elif not config.model.freeze_vision:
+        why = "model.freeze_vision is False, so that the features change with every update"
+    elif "rescale" in config.data.augment:
+        why = "data.augment has 'rescale', which makes nearly every image a new one"
+    elif "://" in folder:
+        why = "it must be a folder of this machine"
+    if why:
+        raise ValueError(f"data.feature_cache={folder!r}: {why}; set it to ''")
+    if not config.data.feature_cache_gb > 0:
+        gb = config.data.feature_cache_gb
+        raise ValueError(f"data.feature_cache_gb={gb}: it must be above 0")
 
 
 def check_same_run(before: Any, now: Any, workdir: Path) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int32
 
-from medloc_jax.data import augment, examples
+from medloc_jax.data import augment, examples, feature_cache
 from medloc_jax.grounding import boxes, prompts
 from medloc_jax.model import config as model_config
 from medloc_jax.model import geometry, processor, tokenizer
@@ -26,6 +26,7 @@ class LoadedRow(NamedTuple):
     frame: boxes.Frame
     target_box_px: Float64[np.ndarray, "4"]
     completion_ids: tuple[int, ...] | None
+    image_key: str | None = None  # of the image's content, where the loader was asked for it
 
 
 class Batch(NamedTuple):
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
     completions: Int32[np.ndarray, "B 1 C"] | None  # SFT: the text to learn; else None
     completion_mask: Bool[np.ndarray, "B 1 C"] | None  # true = token to learn, end token included
     num_skipped: int = 0  # rows that hold another example, since the image of theirs is unreadable
+    image_keys: list[str] | None = None  # feature_cache.row_key of each row, where asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,7 @@ class RowLoader:
     completion_length: int | None = None  # SFT: C, the longest target text in tokens; None: no text
     box_scale: float = 1.0  # SFT: target boxes are written this many times too wide and too high
     box_jitter: float = 0.0  # SFT: std of the shift of each side, as a share of the box's size
+    image_keys: bool = False  # make keys for the feature cache, of rows with a position
 
     def __post_init__(self) -> None:
         """Refuses unknown names before any image is read."""
@@ -113,12 +116,15 @@ class RowLoader:
         resized_height, resized_width = self.processor.resized_size(example.height, example.width)
         frame = boxes.Frame(example.width, example.height, resized_width, resized_height)
         prompt_ids = self._prompt_ids(example, grid)
+        packed = geometry.pack_row(prompt_ids, [(pixel_values, grid)], self.config)
+        keyed = self.image_keys and position is not None
         return LoadedRow(
             example=example,
-            packed=geometry.pack_row(prompt_ids, [(pixel_values, grid)], self.config),
+            packed=packed,
             frame=frame,
             target_box_px=target,
             completion_ids=self._completion_ids(example, target, frame, position),
+            image_key=feature_cache.image_key(packed) if keyed else None,
         )
 
     def _jittered(
@@ -194,6 +200,7 @@ def make_batch(
             ids = row.completion_ids or ()
             completions[index, 0, : len(ids)] = ids
             completion_mask[index, 0, : len(ids)] = True
+    keys = [feature_cache.row_key(row.image_key, bucket) for row in rows if row.image_key]
     return Batch(
         inputs=geometry.collate([row.packed for row in rows], bucket, loader.config),
         examples=[row.example for row in rows],
@@ -203,4 +210,5 @@ def make_batch(
         completions=completions,
         completion_mask=completion_mask,
         num_skipped=num_skipped,
+        image_keys=keys or None,
     )

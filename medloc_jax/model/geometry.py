@@ -318,6 +318,44 @@ def plan_buckets(rows: Sequence[RowShape], max_buckets: int) -> tuple[Bucket, ..
     return tuple(Bucket(*chain[i].tolist()) for i in chosen)
 
 
+def tighten(buckets: Sequence[Bucket], rows: Sequence[RowShape]) -> tuple[Bucket, ...]:
+    """The same buckets, each no larger than the rows that it covers need.
+
+    For rows that are all known beforehand, as a run's are: a rung may be half as large again as the
+    largest row that it serves, and that padding is computed at every step. What was covered by
+    a bucket still is, and the buckets stay nested.
+
+    Args:
+        buckets: of `plan_buckets` for the same rows.
+        rows: every row that will come.
+
+    Returns:
+        As many buckets or fewer: two that become equal are one.
+
+    Raises:
+        ValueError: a bucket covers no row.
+    """
+    tight = []
+    for bucket in buckets:
+        covered = [row for row in rows if bucket.covers(row)]
+        if not covered:
+            raise ValueError(f"{bucket} covers none of the rows: plan the buckets for these rows")
+        tight.append(
+            Bucket(
+                round_up(max(row.num_patches for row in covered)),
+                max(max(row.num_windows for row in covered), 1),
+                round_up(max(row.prompt_length for row in covered)),
+            )
+        )
+    return tuple(dict.fromkeys(tight))
+
+
+def round_up(n: int) -> int:
+    """At most 8 or a sixteenth more: whole tiles for matrix units and compilers."""
+    multiple = max(8, 1 << max(0, (n // 16).bit_length() - 1))
+    return -(-max(n, 1) // multiple) * multiple
+
+
 def _cheapest_steps(
     cost: Float64[np.ndarray, " k"], counts: Float64[np.ndarray, " k"], max_steps: int
 ) -> list[int]:

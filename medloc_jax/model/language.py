@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from medloc_jax import sharding
-from medloc_jax.model import attention, cache, layers, rope
+from medloc_jax.model import attention, layers, rope
 from medloc_jax.model.config import TextConfig
 
 KeysValues = tuple[Array, Array]
@@ -74,19 +74,19 @@ class DecoderLayer(nnx.Module):
         self,
         x: Float[Array, "b p d"],
         rotary: rope.Rotary,
-        mask: Bool[Array, "b p p"],
+        seen: attention.Seen,
         implementation: str,
     ) -> tuple[Float[Array, "b p d"], KeysValues]:
         """One layer over the prompts; also gives their keys and values."""
         q, k, v = self.self_attn.project(self.input_layernorm(x), rotary)
-        heads = attention.attend(q, k, v, mask, implementation=implementation)
+        heads = attention.attend(q, k, v, seen, implementation=implementation)
         return self._finish(x, heads), (k, v)
 
     def group(
         self,
         x: Float[Array, "b t d"],
         rotary: rope.Rotary,
-        mask: Bool[Array, "b p p"],
+        seen: attention.Seen,
         prompt_mask: Bool[Array, "b p"],
         group_size: int,
         implementation: str,
@@ -96,32 +96,11 @@ class DecoderLayer(nnx.Module):
         Prompt and completions part for attention alone: a completion looks at its prompt and,
         causally, at itself. Each weight is read (and gathered, and given its gradient) once.
         """
-        length = mask.shape[-1]
-        b, t, _ = x.shape
-        own = (b, group_size, (t - length) // group_size)
         q, k, v = self.self_attn.project(self.input_layernorm(x), rotary)
-        prompt_q, prompt_k, prompt_v = (part[:, :length] for part in (q, k, v))
-        q, k, v = (part[:, length:].reshape(*own, *part.shape[2:]) for part in (q, k, v))
-        to_prompt = attention.attend(
-            prompt_q, prompt_k, prompt_v, mask, implementation=implementation
+        heads = attention.attend_joined(
+            q, k, v, seen, prompt_mask, group_size, implementation=implementation
         )
-        to_both = attention.attend_group(q, prompt_k, prompt_v, prompt_mask, k, v)
-        to_both = to_both.reshape(b, t - length, *to_both.shape[3:])
-        return self._finish(x, jnp.concatenate([to_prompt, to_both], axis=1))
-
-    def token(
-        self,
-        x: Float[Array, "b g d"],
-        rotary: rope.Rotary,
-        prompt_kv: KeysValues,
-        prompt_mask: Bool[Array, "b p"],
-        cache_kv: KeysValues,
-        cache_mask: Bool[Array, " c"],
-    ) -> tuple[Float[Array, "b g d"], KeysValues]:
-        """One layer over one new token of each completion; also gives its key and value."""
-        q, k, v = self.self_attn.project(self.input_layernorm(x), rotary)
-        heads = attention.attend_token(q, prompt_kv, prompt_mask, cache_kv, cache_mask, (k, v))
-        return self._finish(x, heads), (k, v)
+        return self._finish(x, heads)
 
 
 class Embedding(nnx.Module):
@@ -185,6 +164,7 @@ class LanguageModel(nnx.Module):
         *,
         remat: str,
         implementation: str,
+        unroll: bool = False,
         keep_hidden: bool = False,
     ) -> PromptPass:
         """Runs the prompts alone.
@@ -195,19 +175,22 @@ class LanguageModel(nnx.Module):
             prompt_mask: true = real token; padding is on the right.
             remat: see `layers.remat`.
             implementation: see `attention.attend`.
+            unroll: see `layers.repeat`.
             keep_hidden: also return every layer's output.
 
         Returns:
             The last layer's output before the final norm, and keys and values [l, b, p, k, h].
         """
-        rotary, mask = self.rotary(positions), _causal(prompt_mask)
+        rotary, seen = self.rotary(positions), attention.causal(prompt_mask)
         graph, weights = nnx.split(self.layers)
 
         def layer(x: Array, one: nnx.State):
-            x, kv = nnx.merge(graph, one).prompt(x, rotary, mask, implementation)
+            x, kv = nnx.merge(graph, one).prompt(x, rotary, seen, implementation)
             return x, (kv, x if keep_hidden else None)
 
-        x, (kv, hidden) = jax.lax.scan(layers.remat(layer, remat), x, weights)
+        x, (kv, hidden) = layers.repeat(
+            layers.remat(layer, remat, unroll=unroll), x, weights, unroll=unroll
+        )
         return PromptPass(hidden=x, kv=kv, layers=hidden)
 
     def group(
@@ -220,6 +203,7 @@ class LanguageModel(nnx.Module):
         *,
         remat: str,
         implementation: str,
+        unroll: bool = False,
     ) -> tuple[Float[Array, "b p d"], Float[Array, "b g c d"]]:
         """Runs each prompt once and its G completions on the prompt's keys and values.
 
@@ -231,12 +215,13 @@ class LanguageModel(nnx.Module):
             next_position: position of the first completion token.
             remat: see `layers.remat`.
             implementation: see `attention.attend`.
+            unroll: see `layers.repeat`.
 
         Returns:
             The last layer's outputs for the prompts and for the completions, before the final norm.
         """
         b, g, c, d = completions.shape
-        mask, length = _causal(prompt_mask), x.shape[1]
+        seen, length = attention.causal(prompt_mask), x.shape[1]
         own = self.completion_rotary(next_position, jnp.arange(c))  # [b, 1, c, h/2] twice
         rotary = tuple(
             jnp.concatenate([part, jnp.tile(mine[:, 0], (1, g, 1))], axis=1)
@@ -246,41 +231,11 @@ class LanguageModel(nnx.Module):
 
         def layer(x: Array, one: nnx.State):
             module = nnx.merge(graph, one)
-            return module.group(x, rotary, mask, prompt_mask, g, implementation), None
+            return module.group(x, rotary, seen, prompt_mask, g, implementation), None
 
         joined = jnp.concatenate([x, completions.reshape(b, g * c, d)], axis=1)
         joined = sharding.constrain(joined, "batch", None, None)
-        joined, _ = jax.lax.scan(layers.remat(layer, remat), joined, weights)
-        return joined[:, :length], joined[:, length:].reshape(b, g, c, d)
-
-    def token(
-        self,
-        x: Float[Array, "b g d"],
-        step: Int[Array, ""],
-        prompts: cache.PromptCache,
-        completions: cache.CompletionCache,
-    ) -> tuple[Float[Array, "b g d"], cache.CompletionCache]:
-        """Runs one new token of each completion and writes its keys and values at `step`."""
-        rotary = self.completion_rotary(prompts.next_position, step[None])
-        rotary = tuple(part[:, :, 0] for part in rotary)  # [b, 1, h/2]
-        written = jnp.arange(completions.k.shape[3]) < step
-        graph, weights = nnx.split(self.layers)
-
-        def layer(x: Array, one: tuple):
-            state, prompt_kv, cache_kv = one
-            module = nnx.merge(graph, state)
-            return module.token(x, rotary, prompt_kv, prompts.mask, cache_kv, written)
-
-        kv = (prompts.k, prompts.v), (completions.k, completions.v)
-        x, new = jax.lax.scan(layer, x, (weights, *kv))  # new: [l, b, g, k, h] twice
-        k, v = (
-            jax.lax.dynamic_update_slice_in_dim(old, part[:, :, :, None], step, axis=3)
-            for old, part in zip(completions, new, strict=True)
+        joined, _ = layers.repeat(
+            layers.remat(layer, remat, unroll=unroll), joined, weights, unroll=unroll
         )
-        return x, cache.CompletionCache(k=k, v=v)
-
-
-def _causal(prompt_mask: Bool[Array, "b p"]) -> Bool[Array, "b p p"]:
-    """A token sees the real tokens up to itself."""
-    length = prompt_mask.shape[1]
-    return jnp.tril(jnp.ones((length, length), bool)) & prompt_mask[:, None, :]
+        return joined[:, :length], joined[:, length:].reshape(b, g, c, d)

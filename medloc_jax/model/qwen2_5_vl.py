@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from medloc_jax import sharding
-from medloc_jax.model import cache, language, layers, vision
+from medloc_jax.model import cache, decoding, language, layers, vision, vocabulary
 from medloc_jax.model.config import ModelConfig
 from medloc_jax.model.geometry import ModelInputs
 
@@ -74,12 +74,10 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801 (the model's own name)
         """The logical axes of that matrix."""
         return self.language_model.embed_tokens.axes if self.lm_head is None else self.lm_head.axes
 
-    def vocabulary(self, hidden: Float[Array, "*b d"], head: Array) -> Float[Array, "*b v"]:
+    def logits(self, hidden: Float[Array, "*b d"], head: Array) -> Float[Array, "*b v"]:
         """Float32 logits of the last layer's output (before the final norm)."""
-        hidden = self.language_model.norm(hidden)
-        spec = "...d,vd->...v" if self.lm_head is None else "...d,dv->...v"
-        logits = jnp.einsum(spec, hidden, head, preferred_element_type=jnp.float32)
-        return sharding.constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
+        normed = self.language_model.norm(hidden)
+        return vocabulary.logits(normed, head, tied=self.lm_head is None)
 
 
 def _on_its_mesh(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,6 +107,7 @@ class Model:
         remat: see `layers.remat`.
         attention: see `attention.attend`.
         vocab_chunk: completion tokens whose logits exist at one time on a device.
+        unroll: see `layers.repeat`.
         mesh: where weights and activations lie; None: on one device.
     """
 
@@ -117,6 +116,7 @@ class Model:
     remat: str = "layer"
     attention: str = "xla"
     vocab_chunk: int = 1024
+    unroll: bool = False
     mesh: jax.sharding.Mesh | None = None
 
     def init(self, key: Array) -> Params:
@@ -152,29 +152,15 @@ class Model:
         """
         return self._encode(params, inputs, keep_hidden=False)[0]
 
-    def sampling_params(self, params: Params) -> Params:
-        """Parameters as decoding reads them for every token: cast, and gathered over `fsdp`, once.
-
-        Inside the decoding loop this would be done for every token.
+    @_on_its_mesh
+    def decoding_weights(self, params: Params, *, gather: bool = True) -> decoding.Weights:
+        """Weights as decoding reads them for every token, made once: see `decoding.arrange`.
 
         Args:
             params: the model's parameters.
-
-        Returns:
-            The same in compute_dtype; the vision tower, which decoding does not read, as it was.
+            gather: bring the pieces of each weight together now; False: for every token.
         """
-        axes = self.logical_axes()
-
-        def gather(names: layers.Axes, leaf: Array) -> Array:
-            return sharding.cast_and_gathered(leaf, self.compute_dtype, names)
-
-        with sharding.on(self.mesh):
-            return {
-                name: part
-                if name == "visual"
-                else jax.tree.map(gather, axes[name], part, is_leaf=lambda x: isinstance(x, tuple))
-                for name, part in params.items()
-            }
+        return decoding.arrange(params, self.config.text, self.compute_dtype, gather=gather)
 
     @_on_its_mesh
     def prefill(
@@ -194,11 +180,16 @@ class Model:
         mask = prompt_mask(inputs)
         x = module.embed(inputs, features, self.compute_dtype)
         out = module.language_model.prompt(
-            x, inputs.mrope_positions, mask, remat="none", implementation=self.attention
+            x,
+            inputs.mrope_positions,
+            mask,
+            remat="none",
+            implementation=self.attention,
+            unroll=self.unroll,
         )
         last = _last_real(out.hidden, inputs.prompt_lengths)
-        logits = module.vocabulary(last, module.head(last.dtype))
-        k, v = out.kv
+        logits = module.logits(last, module.head(last.dtype))
+        k, v = cache.of_prompts(out.kv)
         return logits, cache.PromptCache(k=k, v=v, mask=mask, next_position=_next_position(inputs))
 
     @_on_its_mesh
@@ -211,7 +202,7 @@ class Model:
     @_on_its_mesh
     def decode_step(
         self,
-        params: Params,
+        weights: decoding.Weights,
         tokens: Int[Array, "b g"],
         step: Int[Array, ""],
         prompts: cache.PromptCache,
@@ -220,7 +211,7 @@ class Model:
         """Feeds completion token number `step` and gives the logits of the one after it.
 
         Args:
-            params: the model's parameters.
+            weights: of `decoding_weights`.
             tokens: the newest token of each completion.
             step: its place in the completion, from 0.
             prompts: of `prefill`.
@@ -229,10 +220,7 @@ class Model:
         Returns:
             Float32 logits and the cache with this token written.
         """
-        module = self._module(params)
-        x = module.language_model.embed_tokens(tokens, self.compute_dtype)
-        x, completions = module.language_model.token(x, step, prompts, completions)
-        return module.vocabulary(x, module.head(x.dtype)), completions
+        return decoding.token(weights, self.config.text, tokens, step, prompts, completions)
 
     @_on_its_mesh
     def group_logprobs(
@@ -276,6 +264,7 @@ class Model:
             _next_position(inputs),
             remat=self.remat,
             implementation=self.attention,
+            unroll=self.unroll,
         )
         # Token 0 is predicted by the prompt's last real position, token t by token t - 1.
         first = _last_real(x, inputs.prompt_lengths)[:, None, None]
@@ -298,8 +287,9 @@ class Model:
             prompt_mask(inputs),
             remat=self.remat,
             implementation=self.attention,
+            unroll=self.unroll,
         )
-        return module.vocabulary(out.hidden, module.head(out.hidden.dtype))
+        return module.logits(out.hidden, module.head(out.hidden.dtype))
 
     @_on_its_mesh
     def hidden_states(self, params: Params, inputs: ModelInputs) -> dict[str, Array | None]:
@@ -316,6 +306,7 @@ class Model:
             prompt_mask(inputs),
             remat="none",
             implementation=self.attention,
+            unroll=self.unroll,
             keep_hidden=True,
         )
         names = ("visual.blocks", "visual.merger", "language_model.layers")
@@ -330,6 +321,7 @@ class Model:
             dtype=self.compute_dtype,
             remat=self.remat,
             implementation=self.attention,
+            unroll=self.unroll,
             keep_hidden=keep_hidden,
         )
 
@@ -341,45 +333,53 @@ class Model:
         temperature: Array | float,
         table: Array,
     ) -> Float[Array, "b g c"]:
-        """Vocabulary projection and log-softmax in chunks of C, recomputed in the backward pass."""
+        """Log-probabilities in chunks of C.
+
+        Their logits are made again in the backward pass, unless remat is "none".
+        """
         b, g, c, _ = hidden.shape
         # Of the rows that a device holds: every part adds to the gradient of a whole matrix, which
         # the devices then sum up.
-        rows = max(1, b * g // sharding.ways("batch", b))
-        size = max(1, min(c, self.vocab_chunk // rows))
+        size = chunk_length(self.vocab_chunk, b * g // sharding.ways("batch", b), c)
         count = -(-c // size)
         pad = count * size - c
         head, head_axes = module.head(hidden.dtype, table), module.head_axes  # for all parts
         hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, pad), (0, 0)))
         tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, pad)))
 
-        @functools.partial(jax.checkpoint, prevent_cse=False)
+        temperature = jnp.asarray(temperature, jnp.float32)
+
         def chunk(_, i):
             rows = jax.lax.dynamic_slice_in_dim(hidden, i * size, size, axis=2)
             ids = jax.lax.dynamic_slice_in_dim(tokens, i * size, size, axis=2)
             # Gathered already: said again so that each part's gradient is stored in pieces.
-            logits = module.vocabulary(rows, sharding.gathered(head, head_axes)) / temperature
-            return None, chosen_logits(logits, ids) - jax.nn.logsumexp(logits, axis=-1)
+            part = sharding.gathered(head, head_axes)
+            normed = module.language_model.norm(rows)
+            tied = module.lm_head is None
+            return None, vocabulary.token_logprobs(normed, part, ids, temperature, tied=tied)
 
+        if self.remat != "none":
+            chunk = jax.checkpoint(chunk, prevent_cse=False)
         if count == 1:
             return chunk(None, 0)[1]
         _, parts = jax.lax.scan(chunk, None, jnp.arange(count))  # [count, b, g, size]
         return jnp.moveaxis(parts, 0, 2).reshape(b, g, count * size)[..., :c]
 
 
+def chunk_length(vocab_chunk: int, rows: int, length: int) -> int:
+    """Tokens of each completion whose logits exist at one time.
+
+    Args:
+        vocab_chunk: tokens of all rows of a device, at most; of every row at least one.
+        rows: completions that a device holds.
+        length: of a completion.
+    """
+    return max(1, min(length, vocab_chunk // rows))
+
+
 def prompt_mask(inputs: ModelInputs) -> Bool[Array, "b p"]:
     """True = real prompt token (padding is on the right)."""
     return jnp.arange(inputs.input_ids.shape[1]) < inputs.prompt_lengths[:, None]
-
-
-def chosen_logits(
-    logits: Float[Array, "b g *c v"], tokens: Int[Array, "b g *c"]
-) -> Float[Array, "b g *c"]:
-    """The logit of each token. A vocabulary that lies on several devices is summed, not moved."""
-    if sharding.ways("vocab", logits.shape[-1]) == 1:
-        return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    ids = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
-    return jnp.sum(jnp.where(ids == tokens[..., None], logits, 0.0), axis=-1)
 
 
 def _next_position(inputs: ModelInputs) -> Int[Array, " b"]:

@@ -69,9 +69,8 @@ class VisionAttention(nnx.Module):
         q, k, v = (qkv[:, :, part] for part in range(3))  # [b, p, n, h]
         q, k = rope.rotate(q, patches.rotary), rope.rotate(k, patches.rotary)
         if full:
-            segments = patches.segment_ids
-            same = (segments[:, :, None] == segments[:, None, :]) & patches.mask[:, None, :]
-            out = attention.attend(q, k, v, same, implementation=implementation)
+            seen = attention.within_images(patches.segment_ids)
+            out = attention.attend(q, k, v, seen, implementation=implementation)
         else:
             b, windows, slots = patches.window_index.shape
             index = patches.window_index.reshape(b, -1)
@@ -80,8 +79,8 @@ class VisionAttention(nnx.Module):
             packed = permute(packed, index, patches.window_slot)
             packed = packed.reshape(b * windows, slots, self.num_heads, 3, -1)
             q, k, v = (packed[:, :, :, part] for part in range(3))
-            used = (index >= 0).reshape(b * windows, 1, slots)
-            out = attention.attend(q, k, v, used, implementation=implementation)
+            seen = attention.first_ones((index >= 0).reshape(b * windows, slots))
+            out = attention.attend(q, k, v, seen, implementation=implementation)
             out = permute(out.reshape(b, windows * slots, d), patches.window_slot, index)
         return self.proj(out.reshape(b, p, d))
 
@@ -182,6 +181,7 @@ class VisionTower(nnx.Module):
         dtype: DTypeLike,
         remat: str,
         implementation: str,
+        unroll: bool = False,
         keep_hidden: bool = False,
     ) -> tuple[Float[Array, "b m e"], Float[Array, "l b p d"] | None]:
         """Encodes all images of all rows.
@@ -191,6 +191,7 @@ class VisionTower(nnx.Module):
             dtype: of the activations.
             remat: see `layers.remat`.
             implementation: see `attention.attend`.
+            unroll: see `layers.repeat`.
             keep_hidden: also return every block's output.
 
         Returns:
@@ -209,7 +210,9 @@ class VisionTower(nnx.Module):
                 x = module(x, patches, full=is_full, implementation=implementation)
                 return x, x if keep_hidden else None
 
-            return jax.lax.scan(layers.remat(block, remat), x, weights)
+            return layers.repeat(
+                layers.remat(block, remat, unroll=unroll), x, weights, unroll=unroll
+            )
 
         def run_unit(x: Array, weights: nnx.State) -> tuple[Array, Array | None]:
             outputs = []
@@ -221,5 +224,5 @@ class VisionTower(nnx.Module):
 
         repeats = self.config.depth // unit
         units = jax.tree.map(lambda w: w.reshape(repeats, unit, *w.shape[1:]), weights)
-        x, hidden = jax.lax.scan(run_unit, x, units)
+        x, hidden = layers.repeat(run_unit, x, units, unroll=unroll)
         return self.merger(x), None if hidden is None else hidden.reshape(-1, *x.shape)

@@ -161,7 +161,7 @@ def _shape(
             "more tokens, a smaller image, or a smaller data.max_pixels"
         )
     row = geometry.row_shape([grid], prompt_tokens, sizes.vision)
-    (bucket,) = geometry.plan_buckets([row], 1)
+    (bucket,) = geometry.tighten(geometry.plan_buckets([row], 1), [row])
     supervised = config.method == "sft"
     prompts_a_step = config.sft.batch_size if supervised else config.rl.prompts_per_step
     micro = config.sft.micro_batch if supervised else config.rl.micro_batch_prompts

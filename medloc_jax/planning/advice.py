@@ -118,6 +118,7 @@ def _effect(plan: plans.Plan, config: Any, change: Change) -> Advice | None:
     for name, value in change.knobs.items():
         section, _, field = name.rpartition(".")
         changed[section][field] = value
+    changed.model.attention = "auto"  # seats are no devices that kernels could be refused for
     # The configuration may leave an axis to the number of devices; the plan knows it.
     mesh = {axis: change.knobs.get(f"mesh.{axis}", size) for axis, size in plan.mesh.items()}
     if mesh["data"] * mesh["fsdp"] * mesh["tensor"] != plan.num_devices * change.times:
@@ -182,7 +183,7 @@ def _changes(plan: plans.Plan, config: Any) -> Iterator[Change]:
         passes = shape.prompts // smaller
         name = "rl.micro_batch_prompts" if grpo else "sft.micro_batch"
         yield Change({name: smaller}, f"{passes} backward passes; gradients are kept between them")
-    if model.remat == "none":
+    if model.remat != "layer":
         yield Change({"model.remat": "layer"}, "one forward pass more in each update")
     if plan.mesh["data"] > 1:
         whole = {"mesh.data": 1, "mesh.fsdp": ways}

@@ -46,7 +46,7 @@ class Work:
         freeze_vision: the tower is left as it is.
         reference: whether there is one.
         num_updates: passes over a rollout.
-        remat: whether layers are recomputed in the backward pass.
+        remat: whether whole layers are recomputed in the backward pass.
         gather_weights: for sampling, once a rollout.
     """
 
@@ -350,6 +350,6 @@ def work_of(config: Any, rows: flops.Rows) -> Work:
         freeze_vision=config.model.freeze_vision,
         reference=grpo and config.rl.kl_weight > 0,
         num_updates=config.rl.num_updates if grpo else 1,
-        remat=config.model.remat != "none",
+        remat=config.model.remat == "layer",
         gather_weights=config.rl.gather_weights,
     )

@@ -12,7 +12,7 @@ Reference: openxla.org/xla/operation_semantics for the operations.
 import dataclasses
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -372,13 +372,3 @@ def cycles(listing: Listing, unknown_trips: int = 1) -> int:
         found = _CYCLES.search(visit.instruction.rest)
         total += int(found[1]) * visit.count if found else 0
     return total
-
-
-def loops(listing: Listing) -> Mapping[str, int | None]:
-    """Trip count of every loop by its body's name; None: depends on data."""
-    found: dict[str, int | None] = defaultdict(int)
-    for visit in listing.visits():
-        if visit.instruction.opcode == "while":
-            body = re.search(r"body=%?([\w.\-]+)", visit.instruction.rest)
-            found[body[1] if body else visit.instruction.name] = listing.trips(visit.instruction)
-    return dict(found)

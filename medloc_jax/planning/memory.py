@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from medloc_jax.model import qwen2_5_vl
 from medloc_jax.planning import abstract, plan
 
 ALWAYS = ("*",)
@@ -159,7 +160,7 @@ def _kv_cache(made: abstract.AbstractJob, sizes: _Sizes) -> plan.Part:
     token = 2 * text.num_hidden_layers * heads * text.head_dim * sizes.compute_bytes
     return plan.Part(
         "KV cache",
-        token * sizes.b * sizes.tokens,
+        token * sizes.b * (sizes.p + sizes.g * max(1, sizes.c - 1)),
         False,
         "2 l k h b (p + g (c - 1)) in compute_dtype",
         ("sample_groups",),
@@ -177,25 +178,30 @@ def _activations(made: abstract.AbstractJob, sizes: _Sizes, update: str) -> plan
     wide = 8 * text.hidden_size + 3 * text.intermediate_size // sizes.tensor
     working = scores + sizes.tokens * wide * sizes.compute_bytes
     kept = text.num_hidden_layers * sizes.tokens * text.hidden_size * sizes.compute_bytes
-    recomputed = config.model.remat != "none"
-    total = kept + working if recomputed else text.num_hidden_layers * working
-    formula = (
-        "l (p + g c) d b kept between layers, and one layer's scores and MLP"
-        if recomputed
-        else "every layer's scores and MLP"
-    )
+    # Beside the input: queries, keys and values, the heads joined, gate and up, down.
+    products = text.num_attention_heads * text.head_dim + 2 * text.hidden_size
+    products += 2 * text.num_key_value_heads * text.head_dim + 2 * text.intermediate_size
+    dots = text.num_hidden_layers * sizes.tokens * products * sizes.compute_bytes // sizes.tensor
+    total, formula = {
+        "layer": (
+            kept + working,
+            "l (p + g c) d b kept between layers, and one layer's scores and MLP",
+        ),
+        "dots": (kept + dots + working, "every layer's products with weights, and one's scores"),
+        "none": (text.num_hidden_layers * working, "every layer's scores and MLP"),
+    }[config.model.remat]
     if not config.model.freeze_vision:
         patches = made.shape.bucket.num_patches
         total += vision.depth * patches * vision.hidden_size * sizes.compute_bytes
         formula += "; the tower's blocks"
     knob = "sft.micro_batch" if update == "sft_step" else "rl.micro_batch_prompts"
-    knobs = (knob,) if recomputed else (knob, "model.remat")
+    knobs = (knob,) if config.model.remat == "layer" else (knob, "model.remat")
     return plan.Part("activations", total * sizes.m, False, formula, (update,), knobs)
 
 
 def _logits(made: abstract.AbstractJob, sizes: _Sizes, update: str) -> plan.Part:
     rows = sizes.m * sizes.g
-    length = max(1, min(sizes.c, made.job.model.vocab_chunk // rows))  # as the model cuts them
+    length = qwen2_5_vl.chunk_length(made.job.model.vocab_chunk, rows, sizes.c)
     columns = made.job.model.config.text.vocab_size // sizes.tensor
     return plan.Part(
         "logits chunk",

@@ -4,7 +4,16 @@
 
 Reference: MedLoc-R1 (arXiv 2603.28120) Eq. 2; GRPO in DeepSeekMath (arXiv 2402.03300) Eq. 3;
 `token_mean` and the separate upper clip bound from DAPO (arXiv 2503.14476); `dr_grpo` from
-"Understanding R1-Zero-Like Training" (arXiv 2503.20783).
+"Understanding R1-Zero-Like Training" (arXiv 2503.20783). Completions of older parameters: the
+decoupled objective of "Batch size-invariance for policy optimization" (arXiv 2110.00641), its
+weight truncated as in IMPALA (arXiv 1802.01561) and in the truncated importance sampling of "Your
+Efficient RL Framework Secretly Brings You Off-Policy RL Training" (2025).
+
+Three parameters meet in a token: those that sampled it, those before the step's first update (old),
+and those of now. The clip binds now / old, so that it limits what this step changes and nothing
+else; the weight min(old / sampler, importance_cap) corrects what was sampled elsewhere, carries no
+gradient, and multiplies the clipped surrogate. With one update a step, old is now: the ratio is 1
+and the weight min(now / sampler, importance_cap).
 
 Departures, all of them:
     * Eq. 2 of MedLoc-R1 has one ratio per completion and no division by its length. The default
@@ -18,11 +27,14 @@ Departures, all of them:
       PyTorch form of `token_mean` and of `seq_mean` divides inside each micro-batch.)
     * `dr_grpo` is only the constant length in the denominator; the other half of that paper,
       advantages that are not divided, is `advantages.group_advantages(..., std="none")`.
+    * The weight is per token, or per completion at the sequence level, and does not touch the KL
+      term, as in TRL; its batch mean is not brought to 1.
     * No entropy term, no dual clip, no overlong-completion penalty.
 
 Everything is float32: a ratio is a difference of two nearly equal log-probabilities.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -63,12 +75,16 @@ class LossStats(NamedTuple):
         kl: k3 over tokens; None without a reference.
         clip_rate: where the clip bound the update, over tokens (completions at the sequence level).
         ratio_max: largest ratio, after the clamp; 0 where nothing is real.
+        importance: the weight, over tokens (completions at the sequence level); None without one.
+        importance_capped: where the cap bound it, over the same.
     """
 
     loss: Average
     kl: Average | None
     clip_rate: Average
     ratio_max: Float[Array, "..."]
+    importance: Average | None = None
+    importance_capped: Average | None = None
 
 
 def denominators(completion_mask: Bool[Array, "B G C"]) -> Denominators:
@@ -123,14 +139,16 @@ def grpo_loss(
     loss_aggregation: str = "seq_mean",
     denominators: Denominators | None = None,
     max_completion_tokens: int,
+    sampler_logprobs: Float[Array, "B G C"] | None = None,
+    importance_cap: float = math.inf,
 ) -> tuple[Float[Array, ""], LossStats]:
     """Computes the loss of a batch, or one micro-batch's share of it.
 
     Args:
         token_logprobs: log-probabilities of the completions under the policy, at the sampling
             temperature; the only argument a gradient flows into.
-        old_logprobs: under the parameters that sampled; None = on-policy: the ratio is exactly 1
-            and its gradient that of the log-probability.
+        old_logprobs: under the parameters before the first update on these completions; None =
+            this is the first: the ratio is exactly 1 and its gradient that of the log-probability.
         reference_logprobs: under the frozen reference; None = no KL term at all.
         advantages: one per completion.
         completion_mask: true = real token. What stands elsewhere is never read.
@@ -142,6 +160,9 @@ def grpo_loss(
         denominators: of the whole batch, when the arguments are a micro-batch: losses and gradients
             of the micro-batches then add up to those of the batch. None = the arguments are all.
         max_completion_tokens: the longest completion allowed, for dr_grpo.
+        sampler_logprobs: under the parameters that sampled, where they are not those of
+            `old_logprobs`; None = no importance weights.
+        importance_cap: largest importance weight, above 0.
 
     Returns:
         The loss, and what was seen on the way.
@@ -165,14 +186,24 @@ def grpo_loss(
     log_ratio = jnp.where(completion_mask, new - jax.lax.stop_gradient(old), 0.0)
     advantages = jax.lax.stop_gradient(advantages.astype(jnp.float32))
     nonempty = jnp.any(completion_mask, axis=2)  # [B, G]
+    drift = None  # log of old / sampler
+    if sampler_logprobs is not None:
+        drift = jnp.where(completion_mask, old - sampler_logprobs.astype(jnp.float32), 0.0)
+        drift = jax.lax.stop_gradient(drift)
 
+    importance = importance_capped = None
     if ratio_level == "token":
         real = completion_mask
         gain, clipped, ratio = _surrogate(log_ratio, advantages[:, :, None], real, hyper)
+        if drift is not None:
+            gain, importance, importance_capped = _weighted(gain, drift, real, importance_cap)
         loss = -aggregate(gain, completion_mask, whole, max_completion_tokens)
     else:
         real = nonempty
         gain, clipped, ratio = _surrogate(jnp.sum(log_ratio, axis=2), advantages, real, hyper)
+        if drift is not None:
+            drift = jnp.sum(drift, axis=2)
+            gain, importance, importance_capped = _weighted(gain, drift, real, importance_cap)
         loss = -jnp.sum(gain) / _at_least_one(whole.sequences)
 
     kl_average = None
@@ -187,6 +218,8 @@ def grpo_loss(
         kl=kl_average,
         clip_rate=Average(jnp.sum(clipped, dtype=jnp.float32), jnp.sum(real, dtype=jnp.float32)),
         ratio_max=jnp.max(jnp.where(real, ratio, 0.0)),
+        importance=importance,
+        importance_capped=importance_capped,
     )
     return loss, jax.lax.stop_gradient(stats)
 
@@ -200,14 +233,34 @@ def _surrogate(log_ratio, advantages, real, hyper: Hyper):
     return jnp.where(real, jnp.minimum(gain, clipped_gain), 0.0), clipped, ratio
 
 
+def _weighted(gain, drift, real, cap: float):
+    """Returns gain times the importance weight, that weight's average, how often the cap bound."""
+    ratio = jnp.exp(kl.clamp_log_ratio(drift))
+    weight = jnp.minimum(ratio, cap)
+    count = jnp.sum(real, dtype=jnp.float32)
+    capped = jnp.sum(real & (ratio > cap), dtype=jnp.float32)
+    return (
+        gain * weight,
+        Average(jnp.sum(jnp.where(real, weight, 0.0)), count),
+        Average(capped, count),
+    )
+
+
 def summarize(stats: LossStats) -> dict[str, Float[Array, ""]]:
     """Turns the stats of one or many loss calls, stacked along any leading axes, into metrics.
 
     Returns:
-        `grpo/loss`, `grpo/clip_rate`, `grpo/ratio_max`, and `grpo/kl` where there was a reference.
-        Over several updates of one rollout: means over them, and the largest ratio of all.
+        `grpo/loss`, `grpo/clip_rate`, `grpo/ratio_max`, `grpo/kl` where there was a reference,
+        `grpo/importance_mean` and `grpo/importance_capped_rate` where there were weights. Over
+        several updates of one rollout: means over them, and the largest ratio of all.
     """
-    averages = {"grpo/loss": stats.loss, "grpo/kl": stats.kl, "grpo/clip_rate": stats.clip_rate}
+    averages = {
+        "grpo/loss": stats.loss,
+        "grpo/kl": stats.kl,
+        "grpo/clip_rate": stats.clip_rate,
+        "grpo/importance_mean": stats.importance,
+        "grpo/importance_capped_rate": stats.importance_capped,
+    }
     metrics = {"grpo/ratio_max": jnp.max(stats.ratio_max)}
     for name, average in averages.items():
         if average is not None:

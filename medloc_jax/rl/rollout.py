@@ -71,13 +71,16 @@ class Rollout(NamedTuple):
     Attributes:
         completions: token ids, the end token included, padded on the right.
         completion_mask: true = real token; the end token counts, what follows does not.
-        old_logprobs: of these tokens under the parameters that sampled them; None when one update
-            is made per rollout, where they equal the policy's own.
+        old_logprobs: of these tokens under the parameters before the first update on them; None
+            when one update is made per rollout, where they equal the policy's own.
         reference_logprobs: of these tokens under the frozen reference; None when the KL weight
             is 0.
+        sampler_logprobs: of these tokens under the parameters that sampled them; None when those
+            are the parameters before the first update, or the difference is to be ignored.
     """
 
     completions: Int[Array, "B G C"]
     completion_mask: Bool[Array, "B G C"]
     old_logprobs: Float[Array, "B G C"] | None
     reference_logprobs: Float[Array, "B G C"] | None
+    sampler_logprobs: Float[Array, "B G C"] | None = None

@@ -32,7 +32,7 @@ class SamplingRules:
         forbidden_ids: tokens that are never chosen.
         pad_id: fills a row after its end.
         greedy: take the likeliest token.
-        gather_weights: see `Model.sampling_params`; False gathers layer by layer for every token.
+        gather_weights: see `Model.decoding_weights`; False gathers for every token.
     """
 
     group_size: int
@@ -95,8 +95,7 @@ def sample_groups(
     allowed = jnp.asarray(choose.allowed_tokens(text.vocab_size, rules.forbidden_ids))
     stops = jnp.asarray(np.asarray(rules.stop_ids, np.int32))
     keys = choose.row_keys(key, batch, group)
-    if rules.gather_weights:
-        params = model.sampling_params(params)
+    weights = model.decoding_weights(params, gather=rules.gather_weights)
     logits, prompts = model.prefill(params, inputs, features)
 
     def write_token(loop: _Loop, logits: Array) -> _Loop:
@@ -120,7 +119,7 @@ def sample_groups(
     def one_token(loop: _Loop) -> _Loop:
         last = loop.step - 1
         tokens = jax.lax.dynamic_index_in_dim(loop.sampled.completions, last, 2, keepdims=False)
-        logits, caches = model.decode_step(params, tokens, last, prompts, loop.caches)
+        logits, caches = model.decode_step(weights, tokens, last, prompts, loop.caches)
         return write_token(loop._replace(caches=caches), logits)
 
     shape = (batch, group, length)

@@ -19,7 +19,6 @@ import numpy as np
 
 from medloc_jax import distributed, metric_writer, sharding, watchdog
 from medloc_jax.data import batching
-from medloc_jax.evaluation import predict
 from medloc_jax.rl import advantages, rollout
 from medloc_jax.training import job as jobs
 
@@ -109,22 +108,26 @@ def stop(
     finite_parameters = sharding.local_rows(finite(trainable))
     nonfinite = [name for name, norm in zip(names, norms, strict=True) if not np.isfinite(norm)]
     arrays = {name: job.all_rows(rows.arrays[name]) for name in sorted(rows.arrays)}
-    copies = sharding.row_share(job.mesh).copies
-    records = predict.gather_over_processes(rows.records, copies)
+    records = job.all_records(rows.records)
     path = job.workdir / FOLDER / f"{step}.json"
     if distributed.is_primary():
         told = {
             "step": step,
             "metrics": {
-                k: _number(sharding.local_rows(v)) for k, v in metrics.items() if not v.ndim
+                name: metric_writer.json_number(sharding.local_rows(value))
+                for name, value in metrics.items()
+                if not value.ndim
             },
             "nonfinite_gradients": nonfinite,
             "nonfinite_parameters": [
                 name for name, ok in zip(names, finite_parameters, strict=True) if not ok
             ],
             "gradient_norm_of_group": _norm_of_groups(names, norms),
-            "gradient_norm": {name: _number(norm) for name, norm in zip(names, norms, strict=True)},
-            "rows": _nullify(records),
+            "gradient_norm": {
+                name: metric_writer.json_number(norm)
+                for name, norm in zip(names, norms, strict=True)
+            },
+            "rows": metric_writer.json_value(records),
         }
         with metric_writer.full_disk_is_a_warning(f"{path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,18 +151,6 @@ def _norm_of_groups(names: list[str], norms: np.ndarray) -> dict[str, float | No
     for name, norm in zip(names, norms.astype(np.float64), strict=True):
         group = "/".join(name.split("/")[:2])
         squares[group] = squares.get(group, 0.0) + float(norm) ** 2
-    return {group: _number(math.sqrt(square)) for group, square in squares.items()}
-
-
-def _number(value: Any) -> float | None:
-    value = float(value)
-    return value if math.isfinite(value) else None
-
-
-def _nullify(value: Any) -> Any:
-    """JSON knows no NaN."""
-    if isinstance(value, float):
-        return _number(value)
-    if isinstance(value, dict):
-        return {name: _nullify(one) for name, one in value.items()}
-    return [_nullify(one) for one in value] if isinstance(value, list) else value
+    return {
+        group: metric_writer.json_number(math.sqrt(square)) for group, square in squares.items()
+    }

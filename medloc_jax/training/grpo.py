@@ -3,9 +3,10 @@
 """GRPO with the MedLoc-R1 curriculum. This file is the algorithm.
 
 For each step: a batch of prompts; the vision tower once; G completions of every prompt; the
-reference's log-probabilities; scores (IoU, format) on the host; reward at today's threshold,
-group advantages and the update in one program; then the schedule looks at the IoUs and may raise
-the threshold.
+reference's log-probabilities (all four in rollouts.py); scores (IoU, format) on the host; reward at
+today's threshold, group advantages and the update in one program; then the schedule looks at the
+IoUs and may raise the threshold. The devices are given the next step's sampling before the metrics
+of this one are read.
 
 Reference: MedLoc-R1 (arXiv 2603.28120) section 3; GRPO in DeepSeekMath (arXiv 2402.03300).
 
@@ -16,21 +17,24 @@ Departures:
     * An update in which no group has signal is skipped (`rl.skip_no_signal`): the KL term would be
       its only gradient, and Adam would make a full-size step of it.
     * The vision tower is frozen by default; the paper does not say.
+    * With `rl.sample_ahead`, which is off by default, a step's completions are drawn before the
+      update of the step before it.
 The loss, the advantages and the schedule list their own.
 """
 
+import functools
 from collections.abc import Mapping
+from concurrent import futures
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from medloc_jax import sharding, watchdog
 from medloc_jax.curriculum import Schedule, make_schedule, stability_note
+from medloc_jax.curriculum.schedule import Event
 from medloc_jax.data import batching
-from medloc_jax.evaluation import predict
 from medloc_jax.model import geometry
 from medloc_jax.rewards import combine, scores
 from medloc_jax.rl import advantages, losses, rollout
@@ -40,8 +44,10 @@ from medloc_jax.training import (
     micro_batches,
     optimizer,
     programs,
+    rollouts,
     session,
     speed,
+    vision_features,
 )
 from medloc_jax.training import job as jobs
 from medloc_jax.training import state as states
@@ -64,29 +70,36 @@ def train(job: jobs.Job) -> int:
     if run.finished:
         run.writer.say(f"{job.workdir} is finished: {run.step} of {config.num_steps} steps")
         return run.close()
-    encode, sample, logprobs, update, evaluate = _programs(job, run, chain, schedule)
+    *made, evaluate = _programs(job, run, chain, schedule)
+    made = grpo_programs.Programs(*made)
     note = stability_note(schedule, prompts=rl.prompts_per_step, group_size=rl.group_size)
     if note:
         run.writer.say(note)
-    batches = job.train_batches(job.loader, rl.prompts_per_step, run.step)
     meter = speed.Meter(
         job.model.config,
         freeze_vision=config.model.freeze_vision,
         reference=run.reference is not None,
         num_updates=rl.num_updates,
     )
+    draw = rollouts.Draw(
+        job,
+        made,
+        vision_features.encoder(job, made.encode, run.frozen),
+        job.train_batches(job.loader, rl.prompts_per_step, run.step),
+        None if run.reference is None else states.merge(run.reference, run.frozen),
+        run.clock,
+    )
+    steps = range(run.step + 1, config.num_steps + 1)
+    drawn_steps = rollouts.STREAMS[rl.sample_ahead](draw, steps, lambda: run.params, run.ahead)
     if run.begin(evaluate):
         return run.close()
 
+    end_step_before = None  # what is left to do of it
     with run.progress() as bar:
-        for step in range(run.step + 1, config.num_steps + 1):
+        # G completions of each prompt and their reference log-probabilities are on their way.
+        for drawn in drawn_steps:
+            step = drawn.step
             run.profile.begin(step)
-            watchdog.mark("data", step)
-            watch = programs.Stopwatch()
-            batch = next(batches)
-            watchdog.mark("sample")
-            inputs = sharding.shard_batch(mesh, batch.inputs)
-            seconds = {"speed/data_seconds": watch.lap()}
             hyper = rollout.hyper(
                 threshold=schedule.threshold,
                 temperature=rl.temperature,
@@ -95,66 +108,87 @@ def train(job: jobs.Job) -> int:
                 clip_high=rl.clip_high,
                 learning_rate=job.learning_rate(step - 1),
             )
-            seed, number = np.uint32(config.seed), np.uint32(step)
+            taken = draw.rollout(drawn, run.params)
 
-            # Sample a group of completions for each prompt.
-            features = encode(run.params, inputs)
-            sampled = sample(run.params, inputs, features, seed, number, hyper.temperature)
-            drawn = (sampled.completions, sampled.completion_mask)
-
-            # The reference is on its way while the host reads and scores the answers.
-            reference = old = None
-            if run.reference is not None:
-                frozen_policy = states.merge(run.reference, run.frozen)
-                at_start = features if config.model.freeze_vision else encode(frozen_policy, inputs)
-                reference = logprobs(frozen_policy, inputs, at_start, *drawn, hyper.temperature)
-            if rl.num_updates > 1:
-                old = logprobs(run.params, inputs, features, *drawn, hyper.temperature)
-            tokens = sharding.local_rows(sampled.completions)
-            seconds["speed/sample_seconds"] = watch.lap()
-            watchdog.mark("score")
-            texts = job.texts(tokens)
+            # Read and score the answers while the devices go on.
+            watchdog.mark("score", step)
+            texts = job.texts(sharding.local_rows(drawn.sampled.completions))
             scored = scores.score_completions(
-                texts, batch.target_boxes_px, batch.frames, job.template
+                texts, drawn.batch.target_boxes_px, drawn.batch.frames, job.template
             )
-            seconds["speed/score_seconds"] = watch.lap()
-            jax.block_until_ready((reference, old))
-            seconds["speed/reference_seconds"] = watch.lap()
+            if end_step_before is not None and end_step_before():
+                break
+            facts = _facts(scored, sharding.local_rows(drawn.sampled.completion_mask))
+            facts = _Facts(*np.moveaxis(job.all_rows(facts), 2, 0))
 
             # Reward at today's threshold, advantages, loss, update.
-            watchdog.mark("update")
-            taken = rollout.Rollout(*drawn, old_logprobs=old, reference_logprobs=reference)
+            watchdog.mark("update", step)
             raw = sharding.shard_batch(mesh, scored.scores)
-            seen = []
+            returned = []
             for _ in range(rl.num_updates):
-                args = (run.state, run.frozen, inputs, features, taken, raw, hyper)
-                run.state, metrics, rewards = update(*args)
-                seen.append(session.to_host(metrics))
-            seconds["speed/update_seconds"] = watch.lap()
-
-            told = (batch, texts, taken, rewards, rl.advantage_std)
-            run.check_finite(step, metrics, diagnostics.of_rollout, *told)
+                args = (run.state, run.frozen, drawn.inputs, drawn.features, taken, raw, hyper)
+                run.state, metrics, rewards = made.update(*args)
+                returned.append(metrics)
+                run.clock.sent("update", metrics["optimizer/grad_norm"])
 
             # Look at the IoUs of all hosts; perhaps raise the threshold.
-            facts = _facts(scored, sharding.local_rows(sampled.completion_mask))
-            facts = _Facts(*np.moveaxis(job.all_rows(facts), 2, 0))
             event = schedule.update(facts.iou)
 
-            metrics = {
-                **_averages(facts),
-                **_updates(seen, run.counters),
-                **event.metrics(),
-                "optimizer/learning_rate": float(hyper.learning_rate),
-                **meter.grpo(batch.inputs, facts.length, seconds),
-                "speed/save_seconds": run.save_seconds,
-            }
-            if jobs.due(step, config.log.rollouts_every):
-                record = _record(job, batch, texts, scored, rewards, event.threshold)
-                run.log_rollouts(step, record)
+            done = _Done(drawn, taken, texts, scored, facts, rewards, returned, hyper, event)
+            end_step_before = functools.partial(
+                _end_step, job, run, evaluate, meter, done, run.clock.lap()
+            )
             bar.update()
-            if run.end_step(step, metrics, evaluate, batch.num_skipped):
-                break
+            # The device goes on to the next step before this one's numbers are read, unless an
+            # evaluation or a checkpoint of the parameters as they are now is due.
+            if run.is_due(step):
+                if end_step_before():
+                    break
+                end_step_before = None
     return run.close()
+
+
+class _Done(NamedTuple):
+    """A step whose update is on its way."""
+
+    drawn: rollouts.Drawn
+    taken: rollout.Rollout
+    texts: list[list[str]]
+    scored: scores.Scored
+    facts: "_Facts"
+    rewards: Array
+    returned: list[dict[str, Array]]
+    hyper: rollout.Hyper
+    event: Event
+
+
+def _end_step(
+    job: jobs.Job,
+    run: session.Session,
+    evaluate: jobs.Evaluator,
+    meter: speed.Meter,
+    done: _Done,
+    seconds: "futures.Future[dict[str, float]]",
+) -> bool:
+    """Reads what the update gave; logs, evaluates and saves what is due; returns whether to stop.
+
+    Called before the next update: `run` holds the parameters that this one has made.
+    """
+    config, step, batch = job.config, done.drawn.step, done.drawn.batch
+    told = (batch, done.texts, done.taken, done.rewards, config.rl.advantage_std)
+    run.check_finite(step, done.returned[-1], diagnostics.of_rollout, *told)
+    metrics = {
+        **_averages(done.facts),
+        **_updates([session.to_host(one) for one in done.returned], run.counters),
+        **done.event.metrics(),
+        "optimizer/learning_rate": float(done.hyper.learning_rate),
+        **meter.grpo(batch.inputs, done.facts.length, seconds.result()),
+        "speed/save_seconds": run.save_seconds,
+    }
+    if jobs.due(step, config.log.rollouts_every):
+        record = _record(job, batch, done.texts, done.scored, done.rewards, done.event.threshold)
+        run.log_rollouts(step, record)
+    return run.end_step(step, metrics, evaluate, batch.num_skipped)
 
 
 class _Part(NamedTuple):
@@ -216,6 +250,8 @@ def make_update(job: jobs.Job, chain: Any, reward_shape: str) -> Any:
                 loss_aggregation=rl.loss_aggregation,
                 denominators=whole,
                 max_completion_tokens=rl.max_completion_tokens,
+                sampler_logprobs=part.taken.sampler_logprobs,
+                importance_cap=rl.importance_cap,
             )
 
         batch = _Part(inputs, features, taken, advantage)
@@ -314,5 +350,5 @@ def _record(
         "rewards": sharding.local_rows(rewards).tolist(),
     }
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    rows = predict.gather_over_processes(rows, sharding.row_share(job.mesh).copies)
+    rows = job.all_records(rows)
     return {"threshold": threshold, **{name: [row[name] for row in rows] for name in columns}}

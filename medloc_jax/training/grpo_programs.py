@@ -89,6 +89,7 @@ def compile_tasks(
         mask,
         old_logprobs=floats if rl.num_updates > 1 else None,
         reference_logprobs=floats if reference is not None else None,
+        sampler_logprobs=floats if rl.sample_ahead and rl.importance_cap > 0 else None,
     )
     raw = dict.fromkeys(scores.SCORES, programs.struct(mesh, shape[:2], jnp.float32))
     tasks = {

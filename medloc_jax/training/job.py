@@ -3,7 +3,6 @@
 """What the training loops are given, and what they share: evaluating and stopping."""
 
 import dataclasses
-import functools
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from medloc_jax.data import batching, pipeline
 from medloc_jax.data.examples import Example
 from medloc_jax.evaluation import predict
 from medloc_jax.grounding import prompts
+from medloc_jax.model import attention, geometry, qwen2_5_vl
 from medloc_jax.model import config as model_config
-from medloc_jax.model import geometry, qwen2_5_vl
 from medloc_jax.model.tokenizer import Tokenizer
 from medloc_jax.sampling import groups
 from medloc_jax.training import optimizer, programs, state
@@ -87,6 +86,10 @@ class Job:
         everyone = distributed.all_hosts(local).reshape(-1, *local.shape)
         return everyone[::copies].reshape(-1, *local.shape[1:])
 
+    def all_records(self, local: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """As `all_rows`, of one record a row, such as JSON can hold."""
+        return predict.gather_over_processes(local, sharding.row_share(self.mesh).copies)
+
     def learning_rate(self, step: int) -> float:
         """The rate of the update after `step` steps."""
         return learning_rate(self.config, step)
@@ -126,12 +129,14 @@ def learning_rate(config: Any, step: int) -> float:
 
 def make_model(config: Any, sizes: model_config.ModelConfig, mesh: Mesh) -> qwen2_5_vl.Model:
     """The model as the configuration wants it computed."""
+    dtype = jnp.dtype(config.model.compute_dtype)
     return qwen2_5_vl.Model(
         sizes,
-        compute_dtype=jnp.dtype(config.model.compute_dtype),
+        compute_dtype=dtype,
         remat=config.model.remat,
-        attention=config.model.attention,
+        attention=attention.choose(config.model.attention, mesh.devices.flat[0], dtype),
         vocab_chunk=config.model.vocab_chunk,
+        unroll=config.model.unroll,
         mesh=mesh,
     )
 
@@ -255,9 +260,7 @@ class Evaluator:
             eval_examples=examples,
             train_examples=job.examples["train"],
             max_completion_tokens=config.rl.max_completion_tokens,
-            gather=functools.partial(predict.gather_over_processes, copies=share.copies)
-            if jax.process_count() > 1
-            else None,
+            gather=job.all_records if jax.process_count() > 1 else None,
             progress=distributed.is_primary(),
         )
         if distributed.is_primary():

@@ -89,7 +89,8 @@ def describe(job: jobs.Job, placement: states.Placement, reference: Any | None) 
         (text, warnings): a table, one line where there is one device; and what should lie on
         several devices and does not.
     """
-    rl, is_sft = job.config.rl, job.config.method == "sft"
+    rl, sft, is_sft = job.config.rl, job.config.sft, job.config.method == "sft"
+    prompts = sft.batch_size if is_sft else rl.prompts_per_step
     moments = [
         one
         for one in parameter_rows(placement.opt_state)
@@ -106,7 +107,8 @@ def describe(job: jobs.Job, placement: states.Placement, reference: Any | None) 
             job.model,
             job.mesh,
             max(job.buckets, key=lambda bucket: bucket.prompt_length),
-            prompts=job.config.sft.batch_size if is_sft else rl.prompts_per_step,
+            prompts=prompts,
+            micro_batch=(sft.micro_batch if is_sft else rl.micro_batch_prompts) or prompts,
             group_size=1 if is_sft else rl.group_size,
             completion_length=rl.max_completion_tokens,
         ),
@@ -122,25 +124,28 @@ def activation_rows(
     bucket: geometry.Bucket,
     *,
     prompts: int,
+    micro_batch: int,
     group_size: int,
     completion_length: int,
 ) -> list[Row]:
-    """What sampling keeps, and what one layer hands to the next.
+    """What sampling keeps, and what one layer of the update hands to the next.
 
     Args:
         model: the model.
         mesh: the mesh.
         bucket: static shape of the batch.
         prompts: B.
+        micro_batch: prompts of one backward pass.
         group_size: G.
         completion_length: C.
     """
     text = model.config.text
     heads = (text.num_key_value_heads, text.head_dim)
-    b, g, c, p = prompts, group_size, completion_length, bucket.prompt_length
+    b, m, g, c, p = prompts, micro_batch, group_size, completion_length, bucket.prompt_length
     layers, width, merged = text.num_hidden_layers, text.hidden_size, bucket.num_patches
     merged //= model.config.vision.merge_unit
-    part = max(1, min(c, model.vocab_chunk * sharding.num_parts(mesh, "batch", b) // (b * g)))
+    rows_here = m * g // sharding.num_parts(mesh, "batch", m)
+    part = qwen2_5_vl.chunk_length(model.vocab_chunk, rows_here, c)
     sizes: dict[str, tuple[tuple[int, ...], sharding.Axes, Any]] = {
         "keys of the prompts (values alike)": (
             (layers, b, p, *heads),
@@ -153,14 +158,13 @@ def activation_rows(
             model.compute_dtype,
         ),
         "image tokens": ((b, merged, width), ("batch", None, None), model.compute_dtype),
-        "prompts between layers": ((b, p, width), ("batch", None, None), model.compute_dtype),
-        "completions between layers": (
-            (b, g, c, width),
-            ("batch", None, None, None),
+        "prompts and completions between layers": (
+            (m, p + g * c, width),
+            ("batch", None, None),
             model.compute_dtype,
         ),
         "logits of a part": (
-            (b, g, part, text.vocab_size),
+            (m, g, part, text.vocab_size),
             ("batch", None, None, "vocab"),
             np.float32,
         ),

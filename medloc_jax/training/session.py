@@ -13,12 +13,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import tqdm
 
 from medloc_jax import checkpoint, distributed, metric_writer, sharding, watchdog
 from medloc_jax.curriculum import Schedule
 from medloc_jax.model.qwen2_5_vl import Params
-from medloc_jax.training import diagnostics, layout, speed
+from medloc_jax.training import diagnostics, layout, rollouts, speed
 from medloc_jax.training import job as jobs
 from medloc_jax.training import state as states
 
@@ -41,6 +42,9 @@ class Session:
         pending: metrics of `step`, whose evaluation was cut short; None: its line is written.
         stop: whether SIGTERM came.
         profile: traces a few steps, where the configuration asks for it.
+        clock: when the devices were busy.
+        ahead: completions that were drawn before the update of the step before theirs, by step;
+            those of the step after `step` are saved, for they cannot be drawn again.
         save_seconds: what the last save took.
     """
 
@@ -59,6 +63,8 @@ class Session:
     reference_fingerprint: int | None
     stop: jobs.StopSignal
     profile: speed.Profile
+    clock: speed.DeviceClock
+    ahead: rollouts.Ahead = dataclasses.field(default_factory=dict)
     save_seconds: float = 0.0
 
     @property
@@ -70,6 +76,12 @@ class Session:
     def finished(self) -> bool:
         """Whether nothing is left to do."""
         return self.step >= self.job.config.num_steps and self.pending is None
+
+    def is_due(self, step: int) -> bool:
+        """Whether a step ends with an evaluation or a checkpoint."""
+        config = self.job.config
+        due = jobs.due(step, config.eval.every) or jobs.due(step, config.checkpoint.every)
+        return due or step == config.num_steps
 
     def begin(self, evaluate: jobs.Evaluator) -> bool:
         """Does what comes before the next step; returns whether to stop at once.
@@ -125,6 +137,8 @@ class Session:
             self._say_stopped()
             return True
         self.log(step, metrics)
+        if self.is_due(step):
+            self.clock.restart()
         last = step == self.job.config.num_steps
         if jobs.due(step, self.job.config.checkpoint.every) or last or agreed.asked:
             self.save(step, metrics, final=last or agreed.asked)
@@ -175,6 +189,7 @@ class Session:
         self.writer.flush()
         split = self.job.config.eval.split
         best = metrics.get(f"eval/{split}/map")
+        ahead = self.ahead.get(step + 1)
         result = self.checkpointer.save(
             step,
             {"params": self.params, "optimizer": self.state.opt_state},
@@ -186,11 +201,13 @@ class Session:
                 "counters": self.counters,
                 "reference": self.reference_fingerprint,
                 "pending": self.pending,
+                "ahead": None if ahead is None else rollouts.pack(self.job, ahead),
             },
             {} if best is None else {"best": float(best)},
             final=final,
         )
         self.save_seconds = result.seconds
+        self.clock.restart()
 
     def progress(self) -> Any:
         """A bar over the steps that are left."""
@@ -206,6 +223,7 @@ class Session:
     def close(self) -> int:
         """Closes the files; returns the exit code of the process."""
         self.profile.close()
+        self.clock.close()
         self.stop.close()
         self.writer.close()
         self.checkpointer.close()
@@ -214,7 +232,8 @@ class Session:
     def _agree(self, count: int = 0) -> distributed.Agreed:
         """Checks that all processes are at one step with one schedule; who was asked to stop."""
         same: dict[str, float | int] = {"step": self.step}
-        if self.schedule is not None:
+        # One process has nobody to agree with, and this costs a millisecond a step.
+        if self.schedule is not None and jax.process_count() > 1:
             state = json.dumps(self.schedule.state_dict(), sort_keys=True).encode()
             same |= {"threshold": self.schedule.threshold, "schedule checksum": zlib.crc32(state)}
         if not sharding.row_share(self.job.mesh).is_first:
@@ -254,6 +273,7 @@ def open_session(
     )
     restored = checkpointer.restore(placement.abstract())
     step, counters, pending, reference, fingerprint = 0, {}, None, None, None
+    ahead: rollouts.Ahead = {}
     finished = restored is not None and restored.step >= config.num_steps
     needs_reference &= not finished  # nothing more is asked of model.init_from
     if restored is None or needs_reference:
@@ -272,6 +292,8 @@ def open_session(
         trainable, frozen = states.split_like(restored.arrays["params"], placement)
         state = states.TrainState(trainable, restored.arrays["optimizer"])
         counters, pending = dict(host["counters"]), host.get("pending")
+        if host.get("ahead") is not None and not finished:
+            ahead[step + 1] = rollouts.unpack(job, host["ahead"])
         if schedule is not None:
             schedule.load_state_dict(host["schedule"])
     if distributed.is_primary():
@@ -316,6 +338,8 @@ def open_session(
         profile=speed.Profile(
             job.workdir, config.log.profile_steps, enabled=distributed.is_primary()
         ),
+        clock=speed.DeviceClock(),
+        ahead=ahead,
     )
 
 

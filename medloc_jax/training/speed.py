@@ -2,14 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast a step was: its phases, tokens a second, model FLOP utilisation, memory, a profile.
 
+The phases are the devices': a program begins when it is sent and the one before it has ended. What
+the host does meanwhile takes no time; what the devices wait for it is a phase of its own.
+
 Utilisation is the FLOPs that the model needs (`model.flops`: a prompt once for its group, real
 tokens alone, no recomputation) over what all devices could do at their datasheet's bfloat16 peak.
 Without a known peak there is none.
 """
 
+import contextlib
+import queue
 import resource
 import sys
+import threading
+import time
 from collections.abc import Mapping
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -86,7 +94,7 @@ class Meter:
         tokens: float,
         seconds: Mapping[str, float],
     ) -> dict[str, float]:
-        took = sum(seconds.values())
+        took = sum(value for name, value in seconds.items() if name.endswith("_seconds"))
         metrics = {**seconds, "speed/tokens_per_second": tokens / took}
         if self.peak_flops:
             # The prompts of this process stand for those of all.
@@ -124,6 +132,83 @@ def memory_peak() -> dict[str, float]:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"speed/host_memory_peak_gb": peak / _GIGABYTE}
+
+
+class DeviceClock:
+    """When the devices of this process were busy, and with what.
+
+    A thread waits for one result after the other and notes the time. It needs Python's lock to do
+    so: where the main thread computes in Python, an end is noted up to `sys.getswitchinterval`
+    (5 ms) late, so that much less may be seen of a wait.
+    """
+
+    def __init__(self) -> None:
+        """Starts; what lies before the first program is nobody's."""
+        self._seconds: dict[str, float] = {}
+        self._idle = 0.0
+        self._free_since: float | None = None
+        self._sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._watch, name="device clock", daemon=True)
+        self._thread.start()
+
+    def sent(self, phase: str, result: Any) -> None:
+        """Notes that a program is dispatched.
+
+        Args:
+            phase: `speed/<phase>_seconds` is to have its time. Waiting before "sample" counts as
+                "data", any other as "score".
+            result: array of the program, or of the last of several; must not be donated.
+        """
+        self._sent.put((time.perf_counter(), phase, result))
+
+    def restart(self) -> None:
+        """Says that the devices did something else until now."""
+        self._sent.put((time.perf_counter(), None, None))
+
+    def lap(self) -> "futures.Future[dict[str, float]]":
+        """Ends a step with what was sent last.
+
+        Returns:
+            When that has ended: the phases since the last lap, which together are the time between
+            the two, and `speed/device_idle_share`, the share of it that was spent waiting.
+        """
+        future: futures.Future[dict[str, float]] = futures.Future()
+        self._sent.put((0.0, None, future))
+        return future
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._sent.put(None)
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while (item := self._sent.get()) is not None:
+            start, phase, result = item
+            if isinstance(result, futures.Future):
+                result.set_result(self._take())
+            elif phase is None:
+                self._free_since = start
+            else:
+                with contextlib.suppress(Exception):  # whoever reads the result is told
+                    result.block_until_ready()
+                self._add(phase, start, time.perf_counter())
+
+    def _take(self) -> dict[str, float]:
+        seconds, idle = self._seconds, self._idle
+        self._seconds, self._idle = {}, 0.0
+        total = sum(seconds.values())
+        return {**seconds, "speed/device_idle_share": idle / total if total else 0.0}
+
+    def _add(self, phase: str, start: float, end: float) -> None:
+        free_since = start if self._free_since is None else self._free_since
+        waited = max(0.0, start - free_since)
+        waits = f"speed/{'data' if phase == 'sample' else 'score'}_seconds"
+        name = f"speed/{phase}_seconds"
+        self._idle += waited
+        self._seconds[waits] = self._seconds.get(waits, 0.0) + waited
+        busy = max(0.0, end - max(start, free_since))
+        self._seconds[name] = self._seconds.get(name, 0.0) + busy
+        self._free_since = max(end, free_since)
 
 
 class Profile:

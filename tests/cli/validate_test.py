@@ -27,6 +27,9 @@ def test_the_defaults_pass():
     [
         ({"method": "gpro"}, "method='gpro': choose one of sft, grpo; did you mean 'grpo'?"),
         ({"model__compute_dtype": "bf16"}, "model.compute_dtype='bf16'.*bfloat16"),
+        ({"model__attention": "flash"}, "model.attention='flash': choose one of auto, xla"),
+        ({"model__attention": "cudnn"}, "model.attention='cudnn' computes in bfloat16, not"),
+        ({"model__remat": "dot"}, "model.remat='dot': .*did you mean 'dots'"),
         ({"data__template": "boxes"}, "data.template='boxes'.*did you mean 'box'"),
         ({"data__augment": ("flip",)}, "data.augment='flip'"),
         ({"data__synthetic__variant": "hard"}, "data.synthetic.variant='hard'"),
@@ -43,6 +46,15 @@ def test_the_defaults_pass():
         ({"rl__num_updates": 0}, "rl.num_updates=0: it must be at least 1"),
         ({"rl__kl_weight": -0.1}, "rl.kl_weight=-0.1: it must be at least 0"),
         ({"rl__kl_weight": float("nan")}, "rl.kl_weight=nan"),
+        (
+            {"data__feature_cache": "f", "model__freeze_vision": False},
+            "data.feature_cache='f': model.freeze_vision is False.*; set it to ''",
+        ),
+        ({"data__feature_cache": "f", "data__augment": ("rescale",)}, "'rescale'.*a new one"),
+        ({"data__feature_cache": "gs://b/f"}, "must be a folder of this machine"),
+        ({"data__feature_cache": "f", "method": "sft"}, "SFT does not read it"),
+        ({"data__feature_cache": "f", "data__feature_cache_gb": 0.0}, "feature_cache_gb=0.0"),
+        ({"rl__importance_cap": -1.0}, "rl.importance_cap=-1.0: it must be at least 0"),
         ({"checkpoint__every": 0}, "checkpoint.every=0"),
         ({"rewards__weights__localization": 0.0}, "rewards.weights are all 0"),
         ({"curriculum__schedule": "medlock"}, "medlock"),
@@ -74,6 +86,7 @@ def test_how_long_and_where_a_run_goes_on_is_free():
         "log__rollouts_every": 1,
         "mesh__fsdp": 1,
         "data__num_threads": 7,
+        "data__feature_cache": "features",
     }
     validate.check_same_run(_with(), _with(**free), Path("runs/x"))
 

@@ -13,7 +13,7 @@ from medloc_jax.rl import rollout
 from medloc_jax.training import grpo, programs
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-STEPS = 14
+STEPS = 50
 
 
 class _Compilations:
@@ -49,7 +49,8 @@ def test_compilations_are_counted(compilations):
     compilations.count = None
 
 
-def test_nothing_compiles_after_the_start(tmp_path, monkeypatch, caplog, compilations):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_nothing_compiles_after_the_start(tmp_path, monkeypatch, caplog, compilations, ahead):
     # Most batches hold small pictures only.
     sizes = [(32, 32), (48, 32)] * 15 + [(96, 80)] * 3
     job = small_runs.open_job(
@@ -58,10 +59,11 @@ def test_nothing_compiles_after_the_start(tmp_path, monkeypatch, caplog, compila
         data__manifest=small_runs.write_manifest(tmp_path / "pictures", sizes),
         data__max_buckets=2,
         rl__num_updates=2,
+        rl__sample_ahead=ahead,
         model__frozen_dtype="bfloat16",  # the reference is then another program than the policy
         rl__kl_weight=0.04,
-        checkpoint__every=5,
-        eval__every=6,
+        checkpoint__every=20,
+        eval__every=20,
         model__remat="none",
     )
     assert len(job.buckets) == 2

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medloc_jax import sharding
 from medloc_jax.model import config as model_config
 from medloc_jax.model import flops, geometry, qwen2_5_vl
+from medloc_jax.training import programs
 
 # One of each layer: XLA counts the body of a loop once. Wide enough for products to dominate.
 _TINY = model_config.preset("tiny")
@@ -41,23 +43,9 @@ TOLERANCE = 0.04
 
 
 def _inputs():
-    vision = SIZES.vision
-
-    def ints(*shape):
-        return jax.ShapeDtypeStruct((ROWS, *shape), jnp.int32)
-
-    return geometry.ModelInputs(
-        input_ids=ints(PROMPT),
-        prompt_lengths=ints(),
-        mrope_positions=ints(3, PROMPT),
-        rope_delta=ints(),
-        image_index=ints(PROMPT),
-        pixel_values=jax.ShapeDtypeStruct((ROWS, PATCHES, vision.patch_dim), jnp.float32),
-        patch_hw=ints(PATCHES, 2),
-        segment_ids=ints(PATCHES),
-        window_index=ints(WINDOWS, vision.window_patches),
-        window_slot=ints(PATCHES),
-    )
+    mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    bucket = geometry.Bucket(num_patches=PATCHES, num_windows=WINDOWS, prompt_length=PROMPT)
+    return programs.batch_struct(mesh, SIZES, bucket, ROWS)
 
 
 def _counted(function, *args):

@@ -493,6 +493,84 @@ def test_buckets_refuse():
         geometry.choose_bucket([geometry.Bucket(64, 4, 48)], [geometry.RowShape(64, 5, 39)])
 
 
+# ---- buckets of rows that are all known ----
+
+
+def _fits(bucket):
+    return geometry.RowShape(**dataclasses.asdict(bucket))
+
+
+@hypothesis.given(st.lists(row_shapes, min_size=1, max_size=40), st.integers(1, 5))
+def test_tightened_buckets_cover_what_they_covered_and_no_more(rows, max_buckets):
+    planned = geometry.plan_buckets(rows, max_buckets)
+    tight = geometry.tighten(planned, rows)
+    assert 1 <= len(tight) <= len(planned) and len(set(tight)) == len(tight)
+    for bucket in planned:
+        covered = [row for row in rows if bucket.covers(row)]
+        inside = [small for small in tight if bucket.covers(_fits(small))]  # never above a rung
+        assert any(all(small.covers(row) for row in covered) for small in inside)
+    for bucket in tight:
+        covered = [row for row in rows if bucket.covers(row)]
+        least = 1, 1, 1  # of text alone, too, something is computed
+        need = map(max, least, *(dataclasses.astuple(row) for row in covered))
+        for size, most, quantum in zip(dataclasses.astuple(bucket), need, (8, 1, 8), strict=True):
+            assert size % quantum == 0 and 0 <= size - most < quantum
+    for small, large in itertools.pairwise(tight):
+        assert small != large and large.covers(_fits(small))
+    for row in rows:  # the bucket that a row is put into is its old one, tightened
+        old, new = (geometry.choose_bucket(buckets, [row]) for buckets in (planned, tight))
+        assert old.covers(_fits(new))
+
+
+@hypothesis.given(st.lists(row_shapes, min_size=1, max_size=30), st.integers(1, 5))
+def test_tightening_is_a_function_of_the_set_of_rows_and_is_done_once(rows, max_buckets):
+    planned = geometry.plan_buckets(rows, max_buckets)
+    tight = geometry.tighten(planned, rows)
+    assert tight == geometry.tighten(planned, rows[::-1] + rows[:3])
+    assert tight == geometry.tighten(tight, rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "want"),
+    [
+        ((0, 0, 5), (8, 1, 8)),  # text alone
+        ((16, 1, 16), (16, 1, 16)),
+        ((17, 2, 17), (24, 2, 24)),
+        ((64, 5, 39), (64, 5, 40)),  # from rungs of 64, 6 and 48
+        ((520, 25, 513), (520, 25, 520)),  # from 768, 32 and 768
+    ],
+)
+def test_a_tightened_bucket(row, want):
+    rows = [geometry.RowShape(*row)]
+    assert geometry.tighten(geometry.plan_buckets(rows, 4), rows) == (geometry.Bucket(*want),)
+
+
+def test_buckets_that_become_equal_are_one():
+    rows = [geometry.RowShape(20, 2, 20)]
+    wide = [geometry.Bucket(24, 2, 24), geometry.Bucket(32, 3, 32), geometry.Bucket(48, 4, 48)]
+    assert geometry.tighten(wide, rows) == (geometry.Bucket(24, 2, 24),)
+    more = [*rows, geometry.RowShape(40, 3, 20)]
+    assert geometry.tighten(wide, more) == (geometry.Bucket(24, 2, 24), geometry.Bucket(40, 3, 24))
+
+
+def test_tightening_refuses_a_bucket_without_rows():
+    rows = [geometry.RowShape(64, 4, 39)]
+    small = geometry.Bucket(48, 4, 48)
+    with pytest.raises(ValueError, match=r"Bucket\(num_patches=48.* covers none of the rows"):
+        geometry.tighten([small, geometry.Bucket(64, 4, 48)], rows)
+    with pytest.raises(ValueError, match="covers none of the rows"):
+        geometry.tighten([small], [])
+
+
+def test_rows_of_a_tightened_bucket_can_be_collated():
+    """Whole merged tokens also where no row has an image."""
+    rows = [packed([]), packed([(1, 2, 6)])]
+    for chosen in (rows[:1], rows):
+        shapes = [row.shape for row in chosen]
+        (bucket,) = geometry.tighten(geometry.plan_buckets(shapes, 1), shapes)
+        assert geometry.collate(chosen, bucket, TINY).pixel_values.shape[1] == bucket.num_patches
+
+
 def test_host_modules_do_not_import_jax_or_transformers():
     modules = ", ".join(
         f"medloc_jax.model.{name}" for name in ("config", "geometry", "processor", "tokenizer")

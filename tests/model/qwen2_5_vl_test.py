@@ -122,9 +122,18 @@ def test_broken_prompt_sharing_is_noticed(params, completions):
 
 def test_padding_changes_nothing(params, completions):
     bucket = geometry.Bucket(num_patches=256, num_windows=32, prompt_length=96)
-    wide = _collate(_rows(), bucket)
+    narrow, wide = _collate(_rows()), _collate(_rows(), bucket)
+    encode, logprobs = jax.jit(MODEL.encode_images), jax.jit(MODEL.group_logprobs)
+    features, padded = encode(params, narrow), encode(params, wide)
+    length = features.shape[1]
+    real = jnp.arange(length) <= narrow.image_index.max(axis=1, keepdims=True)
+    assert int(real.sum()) == 24 + 23
+    np.testing.assert_allclose(padded[:, :length][real], features[real], atol=1e-5)
+    want, got = (logprobs(params, x, features, *completions, 0.9) for x in (narrow, wide))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    # Both after each other: sums of other lengths are rounded otherwise in the tower, which the
+    # language model makes larger (one bit of each pixel: 1.4e-5). 2e-6 of values near 10.
     padded = _logprobs(MODEL, params, wide, completions)
-    # Sums of other lengths, rounded otherwise: 2e-6 of values near 10.
     np.testing.assert_allclose(padded, _shared(params, completions), atol=2e-5)
 
 
@@ -154,6 +163,14 @@ def test_chunks_and_remat_change_nothing(params, completions, remat, vocab_chunk
     model = dataclasses.replace(MODEL, remat=remat, vocab_chunk=vocab_chunk)
     got = _logprobs(model, params, _collate(_rows()), completions)
     np.testing.assert_allclose(got, _shared(params, completions), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vocab_chunk", "rows", "length", "want"),
+    [(1024, 64, 256, 16), (1024, 64, 10, 10), (1000, 64, 256, 15), (63, 64, 256, 1)],
+)
+def test_a_chunk_is_of_so_many_tokens(vocab_chunk, rows, length, want):
+    assert qwen2_5_vl.chunk_length(vocab_chunk, rows, length) == want
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,20 @@ def test_formulas_follow_their_knobs(config):
     )
 
 
+def test_the_cache_is_counted_as_the_sampler_makes_it(config):
+    made = abstract.make(config, abstract.make_mesh(config))
+    shape, model = made.shape, made.job.model
+    params, inputs, features, *_ = made.tasks["sample_groups"][1]
+    _, prompts = jax.eval_shape(model.prefill, params, inputs, features)
+    # A completion's last token is never fed.
+    size = (shape.prompts, shape.group_size, shape.completion_tokens - 1)
+    completions = jax.eval_shape(lambda: model.empty_cache(*size))
+    arrays = (*prompts.k, *prompts.v, *completions.k, *completions.v)
+    total = sum(one.size * one.dtype.itemsize for one in arrays)
+    (part,) = [one for one in memory.parts(made) if one.name == "KV cache"]
+    assert part.bytes == total // made.job.mesh.size  # rows over data and fsdp, heads over tensor
+
+
 def test_large_whole_arrays_are_named():
     mesh = sharding.make_mesh(data=1, fsdp=8, tensor=1)
     where = sharding.replicated(mesh)

@@ -353,3 +353,98 @@ def test_unknown_variants_list_the_choices():
         losses.grpo_loss(*_batch(), _hyper(), ratio_level="word", max_completion_tokens=5)
     with pytest.raises(ValueError, match="rl.loss_aggregation is 'sum'.*dr_grpo"):
         losses.grpo_loss(*_batch(), _hyper(), loss_aggregation="sum", max_completion_tokens=5)
+
+
+CAP = 1.1
+
+
+def _weighted(batch, sampler, hyper, level, aggregation="seq_mean", cap=CAP):
+    def loss(new, sampler):
+        return losses.grpo_loss(
+            new,
+            *batch[1:],
+            hyper,
+            ratio_level=level,
+            loss_aggregation=aggregation,
+            max_completion_tokens=7,
+            sampler_logprobs=sampler,
+            importance_cap=cap,
+        )
+
+    made = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (value, stats), (grad, other) = made(batch[0], sampler)
+    assert (np.asarray(other) == 0).all()
+    return value, stats, grad
+
+
+def _sampler(batch, seed=5, spread=0.3):
+    noise = np.random.default_rng(seed).normal(0, spread, batch[0].shape)
+    return batch[1] + noise.astype(np.float32)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_importance_weights_multiply_the_clipped_surrogate_and_nothing_else(level):
+    """Against the definition, token by token: the clip binds new / old, the cap old / sampler."""
+    batch, hyper = _batch(), _hyper(kl_weight=0.0)
+    sampler = _sampler(batch)
+    value, stats, _ = _weighted(batch, sampler, hyper, level)
+    new, old, _, advantages, mask = (np.asarray(x, np.float64) for x in batch)
+    gains, weights = [], []
+    for b, g in np.ndindex(*advantages.shape):
+        ids = np.flatnonzero(mask[b, g])
+        if not ids.size:
+            continue
+        steps = new[b, g, ids] - old[b, g, ids]
+        drifts = old[b, g, ids] - np.asarray(sampler, np.float64)[b, g, ids]
+        if level == "sequence":
+            steps, drifts = steps.sum(keepdims=True), drifts.sum(keepdims=True)
+        ratio, weight = np.exp(steps), np.minimum(np.exp(drifts), CAP)
+        clipped = np.clip(ratio, 0.8, 1.28)
+        gain = np.minimum(ratio * advantages[b, g], clipped * advantages[b, g])
+        gains.append(np.mean(weight * gain))
+        weights += weight.tolist()
+    np.testing.assert_allclose(value, -np.mean(gains), rtol=1e-5)
+    seen = losses.summarize(stats)
+    np.testing.assert_allclose(seen["grpo/importance_mean"], np.mean(weights), rtol=1e-5)
+    capped = np.mean(np.asarray(weights) == CAP)
+    np.testing.assert_allclose(seen["grpo/importance_capped_rate"], capped, rtol=1e-5)
+    assert 0 < capped < 1
+    # Both differ from what they would be without: the test can fail.
+    assert abs(float(value) - float(_loss_and_grad(batch, hyper, level, "seq_mean")[0])) > 1e-3
+
+
+def test_with_one_update_the_weight_is_policy_over_sampler():
+    batch = _batch()
+    batch = (batch[0], None, *batch[2:])
+    sampler = batch[0] + jnp.float32(0.25)
+    plain = _loss_and_grad(batch, _hyper(kl_weight=0.0), "token", "token_mean")
+    value, stats, grad = _weighted(batch, sampler, _hyper(kl_weight=0.0), "token", "token_mean")
+    np.testing.assert_allclose(value, plain[0] * math.exp(-0.25), rtol=1e-5)
+    np.testing.assert_allclose(grad, plain[2] * math.exp(-0.25), rtol=1e-5, atol=1e-8)
+    assert stats.clip_rate.total == 0 and stats.ratio_max == 1  # however far the sampler is
+
+
+def test_the_cap_bounds_and_the_kl_term_is_left_alone():
+    new, _, reference, advantages, mask = _batch()
+    far = new - 15  # the policy gives them e^15 times the probability
+    batch = (new, None, reference, advantages, mask)
+    hyper = _hyper(kl_weight=0.0)
+    plain = _loss_and_grad(batch, hyper, "token", "seq_mean")
+    value, stats, _ = _weighted(batch, far, hyper, "token", cap=2.0)
+    np.testing.assert_allclose(value, 2 * plain[0], rtol=1e-5)
+    assert losses.summarize(stats)["grpo/importance_capped_rate"] == 1
+    nothing = (new, None, reference, jnp.zeros_like(advantages), mask)
+    want = _loss_and_grad(nothing, _hyper(), "token", "seq_mean")
+    got = _weighted(nothing, far, _hyper(), "token", cap=2.0)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+    np.testing.assert_allclose(got[2], want[2], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_sampler_that_is_the_old_policy_changes_nothing(level):
+    batch = _batch()
+    sampler = jnp.where(batch[4], batch[1], jnp.nan)  # what is masked is never read
+    want = _loss_and_grad(batch, _hyper(), level, "seq_mean")
+    got = _weighted(batch, sampler, _hyper(), level)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+    np.testing.assert_allclose(got[2], want[2], rtol=1e-5, atol=1e-8)

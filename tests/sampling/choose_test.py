@@ -2,19 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """One token from logits: the right distribution, the ban, and whose noise it is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
+from medloc_jax import sharding
 from medloc_jax.sampling import choose
 
 KEY = jax.random.PRNGKey(3)
+COMPILED = jax.jit(choose.choose, static_argnames="greedy")
 
 
-def _choose(logits, *, temperature=1.0, forbidden=(), step=0, greedy=False, key=KEY):
+def _choose(
+    logits, *, temperature=1.0, forbidden=(), step=0, greedy=False, key=KEY, function=COMPILED
+):
     batch, group, size = logits.shape
-    return choose.choose(
+    return function(
         jnp.asarray(logits),
         choose.row_keys(key, batch, group),
         jnp.int32(step),
@@ -101,3 +108,146 @@ def test_forbidding_everything_is_refused():
     assert choose.allowed_tokens(3, [0, 2]).tolist() == [False, True, False]
     with pytest.raises(ValueError, match="all 2 tokens are forbidden"):
         choose.allowed_tokens(2, [0, 1])
+
+
+# ---- one number a row: `_draw` ----
+
+ALMOST_ONE = np.float32(1 - 2**-24)  # no float32 lies between it and 1
+
+
+def _draw(chances, share):
+    """Tokens of one row of chances for many shares, or of a row each."""
+    share = np.atleast_1d(np.asarray(share, np.float32))
+    chances = np.broadcast_to(np.asarray(chances, np.float32), (len(share), chances.shape[-1]))
+    return np.asarray(jax.jit(choose._draw)(jnp.asarray(chances[None]), jnp.asarray(share[None])))[
+        0
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 5, 128, 300, 384])
+def test_every_token_has_the_share_that_is_its_own(size):
+    """Middles of all shares; sizes of less than a block, of whole blocks, and of neither."""
+    middles = (np.arange(size) + 0.5) / size
+    np.testing.assert_array_equal(_draw(np.ones(size), middles), np.arange(size))
+
+
+def test_a_share_on_an_edge_is_the_next_tokens():
+    """Sums of ones, and shares of 2^-9, are exact."""
+    np.testing.assert_array_equal(_draw(np.ones(512), np.arange(512) / 512), np.arange(512))
+
+
+@pytest.mark.parametrize("size", [151936, 151936 - 77])
+def test_blocks_and_edges_of_a_large_vocabulary(size):
+    tokens = np.array(
+        [0, 1, 126, 127, 128, 129, 255, 256, 75_000, size - 129, size - 128, size - 1]
+    )
+    np.testing.assert_array_equal(_draw(np.ones(size), (tokens + 0.5) / size), tokens)
+    alone = np.zeros((len(tokens), size), np.float32)
+    alone[np.arange(len(tokens)), tokens] = 1e-3
+    for share in (0.0, 0.5, ALMOST_ONE):
+        np.testing.assert_array_equal(_draw(alone, np.full(len(tokens), share)), tokens)
+
+
+def _rough(count, size):
+    """Chances over 60 powers of two, most of them 0: whole blocks, and both ends, too."""
+    rng = np.random.default_rng(5)
+    chances = np.exp2(-60 * rng.random((count, size))) * (rng.random((count, size)) < 0.1)
+    for row in chances:
+        first, last = np.sort(rng.integers(0, size + 1, 2))
+        row[first:last] = 0
+        row[rng.integers(size)] = 1  # the likeliest has exp(0)
+    return chances.astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [300, 1000])
+def test_what_has_no_chance_is_never_drawn(size):
+    chances = _rough(500, size)
+    rows = np.arange(500)
+    drawn = np.random.default_rng(6).random(500).astype(np.float32)
+    for share in (0.0, 2**-24, 0.5, ALMOST_ONE):
+        tokens = _draw(chances, np.full(500, share))
+        assert (chances[rows, tokens] > 0).all(), share  # out of range would raise
+    found = _draw(chances, drawn)
+    assert (chances[rows, found] > 0).all()
+    running = np.cumsum(chances, axis=-1, dtype=np.float64)
+    want = [
+        np.searchsorted(one, s * one[-1], side="right")
+        for one, s in zip(running, drawn, strict=True)
+    ]
+    assert np.mean(found == want) > 0.99  # a share within a rounding of an edge may differ
+
+
+def test_rounding_that_never_passes_the_target_gives_the_last_that_has_a_chance():
+    """As if sums of blocks came out smaller than the sum of all."""
+    parts = np.array([[[0.0, 2.0, 0.0, 1.0, 0.0]]], np.float32)
+    place, left = choose._pass(jnp.asarray(parts), jnp.full((1, 1), 3.0))
+    assert (int(place[0, 0]), float(left[0, 0])) == (3, 1.0)
+    place, left = choose._pass(jnp.asarray(parts), jnp.zeros((1, 1)))
+    assert (int(place[0, 0]), float(left[0, 0])) == (1, 0.0)
+
+
+def test_the_extreme_shares_through_the_front_door(monkeypatch):
+    """Neither a forbidden token, nor one whose chance is 0, whatever number comes."""
+    logits = np.full((2, 3, 300), -500.0, np.float32)  # exp(-500) is 0
+    logits[..., [140, 141, 260]] = 0.0
+    logits[..., [0, 139, 299]] = 50.0
+    for share, want in ((0.0, 140), (ALMOST_ONE, 260)):
+        monkeypatch.setattr(jax.random, "uniform", lambda key, share=share: jnp.float32(share))
+        tokens, _ = _choose(logits, forbidden=[0, 139, 299], function=choose.choose)
+        np.testing.assert_array_equal(tokens, want)
+
+
+def _chi_square(tokens, chances):
+    """Per degree of freedom, over tokens that are expected at least five times."""
+    want = chances / chances.sum() * tokens.size
+    seen = np.bincount(tokens.ravel(), minlength=len(chances))
+    often = want >= 5
+    seen, want = (np.append(x[often], x[~often].sum()) for x in (seen, want))
+    return float(((seen - want) ** 2 / np.maximum(want, 1)).sum() / (len(want) - 1)), len(want) - 1
+
+
+def test_frequencies_over_several_blocks_are_those_of_the_softmax():
+    count, temperature = 30_000, 0.8
+    one = np.random.default_rng(7).normal(size=300).astype(np.float32)
+    tokens, _ = _choose(np.broadcast_to(one, (1, count, 300)), temperature=temperature)
+    chances = np.exp(one.astype(np.float64) / temperature)
+    found, freedom = _chi_square(np.asarray(tokens), chances)
+    assert freedom > 200
+    limit = 1 + 5 * np.sqrt(2 / freedom)  # five standard deviations
+    assert found < limit
+    # It tells another temperature, and tokens that are one place off.
+    assert _chi_square(np.asarray(tokens), chances**0.9)[0] > limit
+    assert _chi_square(np.asarray(tokens), np.roll(chances, 1))[0] > limit
+
+
+def test_a_temperature_near_0_is_greedy_though_a_forbidden_token_is_likelier():
+    logits = _logits(size=300)
+    logits[..., 7] = 1e3
+    tokens, logprobs = _choose(logits, temperature=1e-3, forbidden=[7])
+    want, wanted = _choose(logits, temperature=1e-3, forbidden=[7], greedy=True)
+    np.testing.assert_array_equal(tokens, want)
+    np.testing.assert_array_equal(logprobs, wanted)
+    assert (np.asarray(tokens) != 7).all() and np.isfinite(logprobs).all()
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize(
+    ("sizes", "vocabulary", "ways"), [((1, 8), 1024, 8), ((2, 4), 300, 4), ((1, 8), 300, 1)]
+)
+def test_a_split_vocabulary_gives_the_same_tokens(sizes, vocabulary, ways, greedy):
+    """Whole blocks on each device; blocks that the devices' parts cut; and not split at all."""
+    fsdp, tensor = sizes
+    mesh = sharding.make_mesh(data=1, fsdp=fsdp, tensor=tensor)
+    logits = _logits(batch=4, group=16, size=vocabulary)
+    want = _choose(logits, forbidden=(3, 200), greedy=greedy)
+    # Compiled anew: what has been traced does not ask again on which mesh it is.
+    anew = functools.partial(_choose, forbidden=(3, 200), greedy=greedy, function=choose.choose)
+    with sharding.on(mesh):
+        assert sharding.ways("vocab", vocabulary) == ways
+        where = sharding.spec(mesh, logits.shape, ("batch", None, "vocab"))
+        split = jax.device_put(logits, NamedSharding(mesh, where))
+        compiled = jax.jit(anew).lower(split).compile()
+    assert ("all-reduce" in compiled.as_text()) == (ways > 1)
+    got = compiled(split)
+    np.testing.assert_array_equal(got[0], want[0])
+    np.testing.assert_allclose(got[1], want[1], atol=1e-5)

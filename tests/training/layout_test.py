@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: The medloc_jax authors
 # SPDX-License-Identifier: Apache-2.0
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,27 @@ def test_a_run_tells_where_its_caches_lie(described):
     tokens = rl.prompts_per_step * rl.group_size * (rl.max_completion_tokens - 1)
     total = 4 * tokens * sizes.num_hidden_layers * sizes.num_key_value_heads * sizes.head_dim
     assert f"{total / 1000:.2f} kB" in line
+
+
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_what_a_layer_hands_on_is_that_of_a_micro_batch(described, micro_batch):
+    job, placement, _, _ = described
+    config = job.config.copy_and_resolve_references()
+    config.rl.micro_batch_prompts = micro_batch
+    rl, sizes, dtype = config.rl, job.model.config.text, np.dtype(job.model.compute_dtype)
+    model = dataclasses.replace(job.model, vocab_chunk=2 * rl.group_size)
+    changed = dataclasses.replace(job, config=config, model=model)
+    lines = layout.describe(changed, placement, None)[0].splitlines()
+    prompts = micro_batch or rl.prompts_per_step
+    bucket = max(job.buckets, key=lambda one: one.prompt_length)
+    tokens = bucket.prompt_length + rl.group_size * rl.max_completion_tokens
+    (carry,) = [line for line in lines if "between layers" in line]
+    assert f"  {prompts} x {tokens} x {sizes.hidden_size}  " in carry and str(dtype) in carry
+    # Two tokens for each of a prompt's completions, over the prompts of one of four devices.
+    part = max(1, 2 * 4 // prompts)
+    (logits,) = [line for line in lines if "logits of a part" in line]
+    shape = (prompts, rl.group_size, part, sizes.vocab_size)
+    assert f"  {' x '.join(map(str, shape))}  " in logits
 
 
 @pytest.mark.parametrize(("size", "whole"), [(4096, False), (4095, True)])

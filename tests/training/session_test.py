@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small_runs
 
+from medloc_jax import distributed
 from medloc_jax.curriculum import make_schedule
 from medloc_jax.training import diagnostics, session
 from medloc_jax.training import job as jobs
@@ -71,6 +72,28 @@ def test_a_new_run_starts_from_the_initial_parameters(opened, job):
     _assert_same(run.params, small_runs.params())
     _assert_same(run.reference, run.state.trainable)
     assert opened(needs_reference=False).reference is None
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_schedule_is_written_down_where_others_must_hold_the_same(
+    opened, monkeypatch, processes
+):
+    schedule, told, written = make_schedule("medloc", num_steps=9, **OPTIONS), [], []
+    run = opened(schedule=schedule)
+    state = schedule.state_dict()
+    monkeypatch.setattr(schedule, "state_dict", lambda: written.append(1) or state)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+
+    def agree(same, *, asked, count):
+        told.append(set(same))
+        return distributed.Agreed(asked, count)
+
+    monkeypatch.setattr(distributed, "agree", agree)
+    run.stop.asked = True
+    assert run._agree(3) == distributed.Agreed(True, 3)
+    alone = processes == 1
+    assert told == [{"step"} if alone else {"step", "threshold", "schedule checksum"}]
+    assert len(written) == (0 if alone else 1)
 
 
 def test_everything_comes_back(opened, job):

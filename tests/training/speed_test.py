@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Utilisation by hand, memory under the right name, a trace that stays within its steps."""
 
+import threading
 import types
 
 import jax
@@ -92,6 +93,60 @@ def test_memory_of_a_device_and_of_a_host_are_not_confused(monkeypatch):
     assert 0.05 < speed.memory_peak()[name] < 1000
     _fake_devices(monkeypatch, "NVIDIA H200", peak=83_000_000_000)
     assert speed.memory_peak() == {"speed/memory_peak_gb": 83.0}
+
+
+@pytest.fixture
+def clock():
+    made = speed.DeviceClock()
+    yield made
+    made.close()
+    assert not made._thread.is_alive()
+
+
+def test_what_devices_did_and_what_they_waited_for_add_up(clock):
+    clock._add("sample", 1.0, 3.0)
+    clock._add("reference", 1.5, 4.0)  # sent while the sampler runs
+    clock._add("update", 6.0, 9.0)  # the host was reading answers until 6
+    assert clock.lap().result(10) == {
+        "speed/data_seconds": 0.0,
+        "speed/sample_seconds": 2.0,
+        "speed/score_seconds": 2.0,
+        "speed/reference_seconds": 1.0,
+        "speed/update_seconds": 3.0,
+        "speed/device_idle_share": 0.25,
+    }
+    clock._add("sample", 7.0, 10.0)
+    clock._add("update", 9.5, 11.0)
+    got = clock.lap().result(10)
+    assert got["speed/device_idle_share"] == 0 and got["speed/sample_seconds"] == 1.0
+    clock._add("sample", 12.0, 13.0)
+    assert clock.lap().result(10)["speed/data_seconds"] == 1.0
+
+
+def test_an_evaluation_is_no_part_of_a_step(clock, monkeypatch):
+    clock._add("update", 0.0, 1.0)
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: 50.0)
+    clock.restart()
+    clock.lap().result(10)
+    clock._add("sample", 50.5, 51.0)
+    got = clock.lap().result(10)
+    assert got["speed/data_seconds"] == got["speed/sample_seconds"] == 0.5
+
+
+def test_results_are_waited_for_in_the_background(clock):
+    """A lap ends with what was sent before it; a program that fails ends, too."""
+    gate = threading.Event()
+    slow = types.SimpleNamespace(block_until_ready=lambda: gate.wait(10))
+    broken = types.SimpleNamespace(block_until_ready=lambda: 1 / 0)
+    clock.sent("sample", jax.numpy.ones(3))
+    first = clock.lap()
+    clock.sent("update", slow)
+    clock.sent("update", broken)
+    second = clock.lap()
+    assert first.result(10)["speed/sample_seconds"] > 0
+    assert not second.done()
+    gate.set()
+    assert second.result(10)["speed/update_seconds"] > 0
 
 
 @pytest.fixture
