@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The medloc_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Qwen2.5-VL's language model: a decoder over prompts, groups of completions, or one token more.
+"""Qwen2.5-VL's language model: a decoder over prompts, alone or with groups of completions.
 
-A layer has three faces over the same weights: `prompt` (causal, gives the keys and values that the
-group shares), `group` (prompts and G completions of each) and `token` (one decoding step). All
-layers are one scan.
+A layer has two faces over the same weights: `prompt` (causal, gives the keys and values that the
+group shares) and `group` (prompts and G completions of each). `decoding.py` has the third, one
+token more, for which weights are laid out otherwise.
 
 Reference: Qwen2.5 (arXiv 2412.15115) section 2, Qwen2.5-VL (arXiv 2502.13923) section 2.1.
 The shared prompt: Prefix Grouper (arXiv 2506.05433) shows the same for training in PyTorch.

@@ -91,7 +91,8 @@ def _draw(chances: Float[Array, "b g v"], share: Float[Array, "b g"]) -> Int[Arr
     of_block = jax.lax.broadcasted_iota(block.dtype, sums.shape, 2) == block[..., None]
     # A sum, not a look-up: blocks may lie on several devices.
     within, _ = _pass(jnp.sum(jnp.where(of_block[..., None], blocks, 0.0), axis=-2), rest)
-    return block * BLOCK + within
+    # Not a number, as logits of a model that has diverged are, is nowhere passed.
+    return jnp.minimum(block * BLOCK + within, chances.shape[-1] - 1)
 
 
 def _pass(

@@ -496,6 +496,21 @@ def test_buckets_refuse():
 # ---- buckets of rows that are all known ----
 
 
+def test_sizes_are_rounded_up_by_little():
+    around = (step + by for step in geometry.RUNGS for by in (-1, 0, 1))
+    last = 0
+    for n in sorted({*range(3000), *around}):
+        size = geometry.round_up(n)
+        assert n <= size < n + max(8, n / 16) or (n, size) == (0, 8)
+        assert size % 8 == 0 and geometry.round_up(size) == size
+        assert size >= last  # or buckets would not stay nested
+        last = size
+        if n <= geometry.RUNGS[-1]:
+            assert size <= geometry.rung(n)
+    wanted = {0: 8, 1: 8, 8: 8, 9: 16, 255: 256, 257: 272, 513: 544, 100_000: 102_400}
+    assert {n: geometry.round_up(n) for n in wanted} == wanted
+
+
 def _fits(bucket):
     return geometry.RowShape(**dataclasses.asdict(bucket))
 
@@ -511,10 +526,12 @@ def test_tightened_buckets_cover_what_they_covered_and_no_more(rows, max_buckets
         assert any(all(small.covers(row) for row in covered) for small in inside)
     for bucket in tight:
         covered = [row for row in rows if bucket.covers(row)]
-        least = 1, 1, 1  # of text alone, too, something is computed
-        need = map(max, least, *(dataclasses.astuple(row) for row in covered))
-        for size, most, quantum in zip(dataclasses.astuple(bucket), need, (8, 1, 8), strict=True):
-            assert size % quantum == 0 and 0 <= size - most < quantum
+        patches, windows, tokens = (
+            max(sizes) for sizes in zip(*map(dataclasses.astuple, covered), strict=True)
+        )
+        assert bucket.num_patches == geometry.round_up(patches)
+        assert bucket.num_windows == max(windows, 1)
+        assert bucket.prompt_length == geometry.round_up(tokens)
     for small, large in itertools.pairwise(tight):
         assert small != large and large.covers(_fits(small))
     for row in rows:  # the bucket that a row is put into is its old one, tightened
@@ -537,7 +554,7 @@ def test_tightening_is_a_function_of_the_set_of_rows_and_is_done_once(rows, max_
         ((16, 1, 16), (16, 1, 16)),
         ((17, 2, 17), (24, 2, 24)),
         ((64, 5, 39), (64, 5, 40)),  # from rungs of 64, 6 and 48
-        ((520, 25, 513), (520, 25, 520)),  # from 768, 32 and 768
+        ((520, 25, 513), (544, 25, 544)),  # from 768, 32 and 768
     ],
 )
 def test_a_tightened_bucket(row, want):

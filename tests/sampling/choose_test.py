@@ -186,6 +186,15 @@ def test_rounding_that_never_passes_the_target_gives_the_last_that_has_a_chance(
     assert (int(place[0, 0]), float(left[0, 0])) == (1, 0.0)
 
 
+def test_a_sum_that_grows_by_rounding_alone_draws_nothing(monkeypatch):
+    """Sums added up as a tree may differ where a part is 0."""
+    parts = np.array([[[1.0, 0.0, 2.0]]], np.float32)
+    sums = jnp.asarray([[[1.0, 1.0 + 2**-20, 3.0]]])
+    monkeypatch.setattr(jnp, "cumsum", lambda *args, **options: sums)
+    place, _ = choose._pass(jnp.asarray(parts), jnp.full((1, 1), 1.0))
+    assert int(place[0, 0]) == 2
+
+
 def test_the_extreme_shares_through_the_front_door(monkeypatch):
     """Neither a forbidden token, nor one whose chance is 0, whatever number comes."""
     logits = np.full((2, 3, 300), -500.0, np.float32)  # exp(-500) is 0
