@@ -165,6 +165,21 @@ def unshared_update(job: jobs.Job, chain: Any) -> Callable[..., Any]:
     return update
 
 
+# What a backward pass keeps of so many tokens stays near enough to the core; the peers, too, may be
+# told to take fewer rows at a time (--micro-batch), which is no faster for them (see NOTES.md).
+TOKENS_AT_A_TIME = 1344
+
+
+def _prompts_at_a_time(given: argparse.Namespace, prompts: int, group_size: int) -> int:
+    """rl.micro_batch_prompts: of --micro-batch rows, or of about so many tokens."""
+    if given.micro_batch:
+        return max(1, given.micro_batch // group_size)
+    image = (given.image_size // 28) ** 2
+    tokens = geometry.round_up(image + given.text_tokens + 2) + group_size * given.new_tokens
+    most = max(1, min(prompts, TOKENS_AT_A_TIME // tokens))
+    return next(n for n in range(most, 0, -1) if prompts % n == 0)
+
+
 class Side:
     """The programs of one setting: so many prompts, so many completions of each."""
 
@@ -178,7 +193,7 @@ class Side:
         config.model.unroll = True
         config.rl.group_size = group_size
         config.rl.prompts_per_step = prompts
-        config.rl.micro_batch_prompts = given.micro_batch // group_size
+        config.rl.micro_batch_prompts = _prompts_at_a_time(given, prompts, group_size)
         config.rl.max_completion_tokens = given.new_tokens
         self.sizes = sizes_of(given)
         self.mesh = sharding.make_mesh(data=1, fsdp=-1, tensor=1)
