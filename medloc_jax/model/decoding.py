@@ -183,8 +183,8 @@ def token(
         x = x + sharding.constrain(layers.product(heads, o), "batch", None, None)
         normed = layers.rms_norm(x, layer.post_norm, config.rms_norm_eps)
         gate_up = sharding.gathered(layer.gate_up, _GATE_UP_AXES)
-        joined = layers.product(normed, gate_up.reshape(gate_up.shape[0], -1))
-        joined = joined.reshape(*joined.shape[:-1], 2, -1)
+        # Not as one matrix: the halves of each lie side by side, and would be brought together.
+        joined = jnp.einsum("bgd,dtf->bgtf", normed, gate_up)
         joined = sharding.constrain(joined, "batch", None, None, "mlp")
         hidden = jax.nn.silu(joined[..., 0, :]) * joined[..., 1, :]
         down = sharding.gathered(layer.down, ("mlp", "embed"))
@@ -201,10 +201,7 @@ def _project(
     """Queries [b, k, g, r, h], keys and values [b, k, g, h], positions turned in."""
     size, narrow = config.head_dim, config.num_key_value_heads
     kernel = sharding.gathered(layer.kv, _KV_AXES)
-    joined = layers.product(x, kernel.reshape(kernel.shape[0], -1)).reshape(
-        *x.shape[:-1], narrow, -1
-    )
-    joined = joined + layer.kv_bias
+    joined = jnp.einsum("bgd,dkm->bgkm", x, kernel) + layer.kv_bias
     joined = sharding.constrain(joined, "batch", None, "kv_heads", None)
     if layer.q is not None and layer.q_bias is not None:
         q = layers.product(x, sharding.gathered(layer.q, _q_axes(config))) + layer.q_bias

@@ -101,11 +101,18 @@ def compile_all(request):
 
 @functools.cache
 def weight_sizes(preset, tensor):
-    """Elements of every weight, whole or one layer of it, and of its part along `tensor`."""
-    params = qwen2_5_vl.Model(model_config.preset(preset)).abstract_params()
+    """Elements of every weight, whole or one layer of it, and of its part along `tensor`.
+
+    And of those that decoding joins: q, k and v; gate and up.
+    """
+    sizes = model_config.preset(preset)
+    text, model = sizes.text, qwen2_5_vl.Model(sizes)
+    params = model.abstract_params()
     whole = {math.prod(leaf.shape) for leaf in jax.tree.leaves(params)}
     layers = {math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(params) if leaf.ndim > 1}
-    return {size // ways for size in whole | layers for ways in (1, tensor)}
+    heads = text.num_attention_heads + 2 * text.num_key_value_heads
+    joined = {text.hidden_size * n for n in (heads * text.head_dim, 2 * text.intermediate_size)}
+    return {size // ways for size in whole | layers | joined for ways in (1, tensor)}
 
 
 def is_weight(collective, sizes):
@@ -126,6 +133,8 @@ def strays(program, sizes):
     found = []
     for one in program.collectives:
         moves = one.kind in ("all-gather", "all-to-all", "collective-permute")
+        if one.axes == "tensor" and one.kind == "all-gather" and is_weight(one, sizes):
+            found.append(one)  # what is split over `tensor` is used so
         if one.bytes < LARGE or not moves or one.axes == "tensor":
             continue
         turned = one.source.endswith(("scatter-add", "sharding_constraint"))
