@@ -116,6 +116,7 @@ def train(job: jobs.Job) -> int:
             scored = scores.score_completions(
                 texts, drawn.batch.target_boxes_px, drawn.batch.frames, job.template
             )
+            watchdog.mark("gather", step)  # of one that still scores, the others say that they wait
             if end_step_before is not None and end_step_before():
                 break
             facts = _facts(scored, sharding.local_rows(drawn.sampled.completion_mask))
