@@ -16,6 +16,7 @@ Triton; a TPU's asynchronous collectives. What was tried and left out is in benc
 import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Mapping, MutableMapping
 
 SWITCH = "MEDLOC_XLA_FLAGS"
@@ -47,6 +48,14 @@ PLATFORMS: Mapping[str, tuple[str, Mapping[str, tuple[str, str]], tuple[str, ...
     "tpu": ("LIBTPU_INIT_ARGS", TPU, ("libtpu",)),
 }
 
+# Pretended CPU devices share one pool of threads, one a device unless told. A collective holds its
+# thread until all devices have joined it, and jax 0.10's CPU client starts independent ones at
+# once: a device with two in hand leaves another without a thread, and XLA ends the process after
+# 40 s. This many a device is enough for our programs (tests/xla_flags_test.py shows both ends).
+CPU_THREADS = "PJRT_NPROC"
+THREADS_PER_PRETENDED_DEVICE = 4
+_PRETENDED = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
+
 
 def apply(
     environment: MutableMapping[str, str] = os.environ,
@@ -69,7 +78,7 @@ def apply(
         raise ValueError(f"{SWITCH}={switch}: set it to on, loops or off")
     if switch == "off" or not importlib.metadata.version("jaxlib").startswith(JAXLIB):
         return []
-    added = []
+    added = _threads(environment)
     for platform, (name, options, modules) in PLATFORMS.items():
         if not any(map(installed or _installed, modules)):
             continue
@@ -82,6 +91,15 @@ def apply(
             environment[name] = " ".join([*given.split(), *new])
         added += new
     return added
+
+
+def _threads(environment: MutableMapping[str, str]) -> list[str]:
+    """Sets the pool's size where several devices are pretended and nobody has said it."""
+    told = _PRETENDED.findall(environment.get("XLA_FLAGS", ""))
+    if not told or int(told[-1]) < 2 or {CPU_THREADS, "NPROC"} & environment.keys():
+        return []
+    environment[CPU_THREADS] = str(THREADS_PER_PRETENDED_DEVICE * int(told[-1]))
+    return [f"{CPU_THREADS}={environment[CPU_THREADS]}"]
 
 
 def _installed(module: str) -> bool:

@@ -3,6 +3,7 @@
 """XLA's options for tests, which compile a lot and compute little."""
 
 import importlib.metadata
+import os
 
 
 def flags(num_devices):
@@ -24,3 +25,8 @@ def flags(num_devices):
 def joined(num_devices):
     """The same as XLA_FLAGS takes them."""
     return " ".join(f"{name}={value}" for name, value in flags(num_devices).items())
+
+
+def threads(num_devices):
+    """PJRT_NPROC for so many pretended devices: medloc_jax/xla_flags.py says why."""
+    return str(max(os.cpu_count() or 1, 4 * num_devices if num_devices > 1 else 1))

@@ -210,8 +210,12 @@ def open_job(workdir, /, *, mesh=None, **changes):
 
 def environment(num_devices=1):
     """Of a process that shares this one's compile cache and has so many devices."""
-    options = cpu_flags.joined(num_devices)
-    return os.environ | {"XLA_FLAGS": options, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    return os.environ | {
+        "XLA_FLAGS": cpu_flags.joined(num_devices),
+        "PJRT_NPROC": cpu_flags.threads(num_devices),
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 def start(argv, *, num_devices=1, launcher=(), python=None):
