@@ -157,10 +157,8 @@ def token(
     dtype = weights.norm.dtype
     table = sharding.gathered(weights.table, ("vocab", "embed"))
     x = sharding.constrain(jnp.take(table, tokens, axis=0), "batch", None, None)
-    # Text: the three positions of M-RoPE are the same.
-    position = prompts.next_position + step
-    rotary = rope.mrope(
-        jnp.broadcast_to(position[:, None, None], (*position.shape, 3, 1)),
+    rotary = rope.text(
+        (prompts.next_position + step)[:, None],
         config.head_dim,
         config.rope_theta,
         config.mrope_section,

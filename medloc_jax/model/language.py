@@ -151,10 +151,10 @@ class LanguageModel(nnx.Module):
         return rope.mrope(positions, config.head_dim, config.rope_theta, config.mrope_section)
 
     def completion_rotary(self, next_position: Int[Array, " b"], steps: Int[Array, " c"]):
-        """Rotary of completion tokens, [b, 1, c, h/2]: text, so all axes are next_position + t."""
-        positions = next_position[:, None] + steps
-        positions = jnp.broadcast_to(positions[:, None], (positions.shape[0], 3, steps.shape[0]))
-        return tuple(part[:, None] for part in self.rotary(positions))
+        """Rotary of completion tokens, [b, 1, c, h/2], at next_position + t."""
+        config, positions = self.config, next_position[:, None] + steps
+        rotary = rope.text(positions, config.head_dim, config.rope_theta, config.mrope_section)
+        return tuple(part[:, None] for part in rotary)
 
     def prompt(
         self,

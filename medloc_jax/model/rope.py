@@ -61,6 +61,14 @@ def mrope(
     return jnp.cos(angles), jnp.sin(angles)
 
 
+def text(
+    positions: Int[Array, "b t"], head_dim: int, theta: float, mrope_section: tuple[int, ...]
+) -> Rotary:
+    """`mrope` of text, whose time, height and width are the same."""
+    axes = jnp.broadcast_to(positions[:, None], (positions.shape[0], 3, positions.shape[1]))
+    return mrope(axes, head_dim, theta, mrope_section)
+
+
 def rotate(x: Float[Array, "*t n h"], rotary: Rotary) -> Float[Array, "*t n h"]:
     """Turns the pairs (x[i], x[i + h/2]) of each head by the token's angles, in float32."""
     cos, sin = (part[..., None, :] for part in rotary)
