@@ -70,8 +70,7 @@ def train(job: jobs.Job) -> int:
     if run.finished:
         run.writer.say(f"{job.workdir} is finished: {run.step} of {config.num_steps} steps")
         return run.close()
-    *made, evaluate = _programs(job, run, chain, schedule)
-    made = grpo_programs.Programs(*made)
+    made, evaluate = _programs(job, run, chain, schedule)
     note = stability_note(schedule, prompts=rl.prompts_per_step, group_size=rl.group_size)
     if note:
         run.writer.say(note)
@@ -286,7 +285,7 @@ def _programs(job: jobs.Job, run: session.Session, chain: Any, schedule: Schedul
         args = (run.state, run.frozen, run.reference, bucket)
         tasks += grpo_programs.compile_tasks(job, made, *args).values()
     run.writer.say(programs.compile_all(tasks, job.buckets))
-    return *made, evaluate
+    return made, evaluate
 
 
 class _Facts(NamedTuple):
