@@ -13,17 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import peer_items
 
-from medloc_jax import sharding
 from medloc_jax.model import geometry
-from medloc_jax.rl import rollout
 from medloc_jax.training import grpo_programs, programs
-
-PHASES = ("rollout", "reward", "reference", "update")
-
-
-def parity_reward(tokens: np.ndarray) -> np.ndarray:
-    """As the peers': the share of even tokens. [B, G, C] -> [B, G]."""
-    return (tokens % 2 == 0).mean(axis=2)
 
 
 class OneStep:
@@ -32,7 +23,7 @@ class OneStep:
     def __init__(
         self,
         side: peer_items.Side,
-        reward: Callable[[np.ndarray], np.ndarray] = parity_reward,
+        reward: Callable[[np.ndarray], np.ndarray] = peer_items.parity_reward,
     ):
         """Takes a side; copies its parameters for the reference. Compiles nothing."""
         self.side, self.reward = side, reward
@@ -69,37 +60,18 @@ class OneStep:
 
     def __call__(self, now: Callable[[], float]) -> dict[str, float]:
         """Takes one step; seconds of each phase by the given clock."""
-        side = self.side
-        marks = [now()]
-        inputs = side.inputs(side.steps + 1)
-        sampled = side.sample(inputs, side.encode(side.params, inputs))
-        drawn = (sampled.completions, sampled.completion_mask)
-        tokens = sharding.local_rows(sampled.completions)
-        marks.append(now())
-        reward = self.reward(tokens)
-        marks.append(now())
-        features = side.encode(self.reference, inputs)
-        logprobs = jax.block_until_ready(side.logprobs(self.reference, inputs, features, drawn))
-        marks.append(now())
-        taken = rollout.Rollout(*drawn, old_logprobs=None, reference_logprobs=logprobs)
-        jax.block_until_ready(side.update(inputs, features, taken, reward))
-        marks.append(now())
-        gaps = (end - start for start, end in zip(marks[:-1], marks[1:], strict=True))
-        return dict(zip(PHASES, gaps, strict=True))
+        return self.side.step(self.reference, self.reward, now)
 
     def measure(self, given: argparse.Namespace) -> dict[str, Any]:
         """`given.reps` steps after one that is not counted: samples, and the median of phases."""
         now = peer_items.CLOCKS[given.clock]
         self(now)
-        laps, begun = [], time.perf_counter()
-        while len(laps) < given.reps and (
-            len(laps) < 2 or time.perf_counter() - begun < given.max_seconds
-        ):
-            laps.append(self(now))
+        laps = peer_items.repeat(lambda: self(now), given)
         return {
             "samples_s": [round(sum(lap.values()), 4) for lap in laps],
             "phases_s": {
-                name: round(statistics.median(lap[name] for lap in laps), 4) for name in PHASES
+                name: round(statistics.median(lap[name] for lap in laps), 4)
+                for name in peer_items.PHASES
             },
         }
 

@@ -165,6 +165,14 @@ def unshared_update(job: jobs.Job, chain: Any) -> Callable[..., Any]:
     return update
 
 
+PHASES = ("rollout", "reward", "reference", "update")
+
+
+def parity_reward(tokens: np.ndarray) -> np.ndarray:
+    """As the peers': the share of even tokens. [B, G, C] -> [B, G]."""
+    return (tokens % 2 == 0).mean(axis=2)
+
+
 # What a backward pass keeps of so many tokens stays near enough to the core; the peers, too, may be
 # told to take fewer rows at a time (--micro-batch), which is no faster for them (see NOTES.md).
 TOKENS_AT_A_TIME = 1344
@@ -269,6 +277,37 @@ class Side:
         self.state, metrics, _ = self.made.update(*args)
         return metrics
 
+    def step(
+        self, reference: Any, reward: Callable[[np.ndarray], np.ndarray], now: Callable[[], float]
+    ) -> dict[str, float]:
+        """One GRPO step in the order in which `training.grpo` takes it.
+
+        Args:
+            reference: parameters of the reference.
+            reward: of token ids on the host, [B, G, C] -> [B, G].
+            now: a clock, in seconds.
+
+        Returns:
+            Seconds of each of PHASES.
+        """
+        marks = [now()]
+        inputs = self.inputs(self.steps + 1)
+        sampled = self.sample(inputs, self.encode(self.params, inputs))
+        drawn = (sampled.completions, sampled.completion_mask)
+        tokens = sharding.local_rows(sampled.completions)
+        marks.append(now())
+        rewards = reward(tokens)
+        marks.append(now())
+        # The tower is trained, so the reference sees the images with its own.
+        features = self.encode(reference, inputs)
+        logprobs = jax.block_until_ready(self.logprobs(reference, inputs, features, drawn))
+        marks.append(now())
+        taken = rollout.Rollout(*drawn, old_logprobs=None, reference_logprobs=logprobs)
+        jax.block_until_ready(self.update(inputs, features, taken, rewards))
+        marks.append(now())
+        gaps = (end - start for start, end in zip(marks[:-1], marks[1:], strict=True))
+        return dict(zip(PHASES, gaps, strict=True))
+
 
 def _vision(given: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     side = Side(given, given.batch, 1)
@@ -318,36 +357,28 @@ def _grpo(given: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     group = given.group if given.share else 1
     side = Side(given, given.prompts * given.group // group, group)
     reference = jax.tree.map(jnp.copy, side.params)
-    rows = (given.prompts, given.group)
-    laps: dict[str, list[float]] = {name: [] for name in ("rollout", "reward", "ref", "policy")}
+    laps: dict[str, list[float]] = {name: [] for name in PHASES}
 
-    def run() -> Any:
-        now = CLOCKS[given.clock]
-        marks = [now()]
-        inputs = side.inputs(side.steps + 1)
-        sampled = side.sample(inputs, side.encode(side.params, inputs))
-        drawn = (sampled.completions, sampled.completion_mask)
-        tokens = sharding.local_rows(sampled.completions)
-        marks.append(now())
-        reward = (tokens % 2 == 0).mean(axis=2)
-        marks.append(now())
-        # The tower is trained, so the reference sees the images with its own.
-        features = side.encode(reference, inputs)
-        frozen = jax.block_until_ready(side.logprobs(reference, inputs, features, drawn))
-        marks.append(now())
-        taken = rollout.Rollout(*drawn, old_logprobs=None, reference_logprobs=frozen)
-        metrics = jax.block_until_ready(side.update(inputs, features, taken, reward))
-        marks.append(now())
-        for lap, start, end in zip(laps.values(), marks[:-1], marks[1:], strict=True):
-            lap.append(end - start)
-        return metrics
+    def run() -> None:
+        for name, seconds in side.step(reference, parity_reward, CLOCKS[given.clock]).items():
+            laps[name].append(seconds)
 
     run.laps = laps  # type: ignore
-    return {f"grpo_step_g{rows[1]}p{rows[0]}": run}
+    return {f"grpo_step_g{given.group}p{given.prompts}": run}
 
 
 MAKERS = dict(zip(ITEMS, (_vision, _prefill, _generate, _logprob, _train, _grpo), strict=True))
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def repeat(take: Callable[[], Any], given: argparse.Namespace) -> list[Any]:
+    """What `given.reps` calls give, or fewer, but two, in `given.max_seconds`."""
+    found, begun = [], time.perf_counter()
+    while len(found) < given.reps and (
+        len(found) < 2 or time.perf_counter() - begun < given.max_seconds
+    ):
+        found.append(take())
+    return found
 
 
 def measure(run: Callable[[], Any], given: argparse.Namespace) -> dict[str, Any]:
@@ -357,14 +388,13 @@ def measure(run: Callable[[], Any], given: argparse.Namespace) -> dict[str, Any]
     for _ in range(max(1, given.warmup)):
         jax.block_until_ready(run())
     warm = time.perf_counter() - start
-    samples = []
-    start = time.perf_counter()
-    while len(samples) < given.reps and (
-        len(samples) < 2 or time.perf_counter() - start < given.max_seconds
-    ):
+
+    def timed() -> float:
         begun = now()
         jax.block_until_ready(run())
-        samples.append(now() - begun)
+        return now() - begun
+
+    samples = repeat(timed, given)
     found: dict[str, Any] = {
         "median_s": statistics.median(samples),
         "min_s": min(samples),
