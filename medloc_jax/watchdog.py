@@ -102,10 +102,12 @@ class Verdict:
     Attributes:
       code: its exit code.
       reason: who, what, since when.
+      hung: processes that make no progress, where that is the reason.
     """
 
     code: int
     reason: str
+    hung: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass
@@ -178,10 +180,10 @@ class Watchdog:
                 return False
             return True
 
-    def leave(self, code: int, reason: str) -> None:
-        """Leaves the reason for the others; beats no more after it."""
+    def leave(self, code: int, reason: str, hung: tuple[int, ...] = ()) -> None:
+        """Leaves the reason for the others, and who of them hangs; beats no more after it."""
         with self._lock:
-            self._left = Verdict(code, reason[: _WIDTH // 2])
+            self._left = Verdict(code, reason[: _WIDTH // 2], hung)
         self.beat()
 
     def look(self, seconds: float) -> Verdict | None:
@@ -239,6 +241,7 @@ class Watchdog:
             f"{' and '.join(map(_name, hung))} {'hang' if len(hung) > 1 else 'hangs'} at step "
             f"{hung[0]['step']}, {hung[0]['phase']}; process {self._me} has waited since "
             f"{_clock(self._stood_since)} ({self._stood:.0f} s, watchdog.hung_seconds)",
+            tuple(record["process"] for record in hung),
         )
 
     def _read(self, index: int) -> dict[str, Any] | None:
@@ -272,6 +275,9 @@ class Watchdog:
 
     def _of_left(self, record: Mapping[str, Any]) -> Verdict:
         code, reason = record["left"]["code"], record["left"]["reason"]
+        # Another has noticed first: only this process can tell where it stands.
+        if self._me in record["left"]["hung"]:
+            faulthandler.dump_traceback(all_threads=True)
         return Verdict(
             code, f"{_name(record)} ended at step {record['step']} with code {code}: {reason}"
         )
@@ -344,7 +350,7 @@ def _watch(dog: Watchdog, stop: threading.Event) -> None:
         mends = verdict.code == LOST and _TAKEN not in verdict.reason
         again = "; start all processes again" if mends else ""
         _say(f"{verdict.reason}. Process {dog._me} ends with code {verdict.code}{again}")
-        dog.leave(verdict.code, verdict.reason)
+        dog.leave(verdict.code, verdict.reason, verdict.hung)
         _end_now(verdict.code)
 
 

@@ -118,6 +118,14 @@ def test_a_process_that_fails_takes_the_others_with_it_by_its_code_and_reason(tm
     assert f"ended at step 7 with code {code}: images/7.png: no such image file" in verdict.reason
 
 
+@pytest.mark.parametrize("hung", [(), (0,), (1,)])
+def test_the_one_that_hangs_tells_where_though_another_has_noticed_first(tmp_path, capfd, hung):
+    me, other = _dogs(tmp_path)
+    other.leave(75, "somebody hangs", hung)
+    assert me.look(1.0).code == 75
+    assert ("most recent call first" in capfd.readouterr().err) is (0 in hung)
+
+
 @pytest.mark.parametrize("code", [0, 143])
 def test_a_process_that_ends_well_is_left_in_peace(tmp_path, code):
     me, other = _dogs(tmp_path)
