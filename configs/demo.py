@@ -5,15 +5,16 @@
 medloc train --config=configs/demo.py --workdir=runs/demo/grpo \
     --config.model.init_from=runs/demo/sft
 
-Any laptop; about two minutes on 2 cores. The curriculum's values are the paper's. The learning rate
-is not: 5e-4 suits a model of a million parameters.
+Any laptop; about two minutes on 2 cores. `--config=configs/demo.py:raw_iou` is another method; all
+names are in medloc_jax/methods.py. The curriculum's values are the paper's. The learning rate is
+not: 5e-4 suits a model of a million parameters.
 """
 
-from medloc_jax.config import default_config
+from medloc_jax.config import apply_method, default_config
 
 
-def get_config():
-    """Returns the experiment."""
+def get_config(variant: str = "medloc"):
+    """Returns the experiment, of any method in medloc_jax/methods.py."""
     config = default_config()
     config.num_steps = 250
     config.model.remat = "none"
@@ -31,4 +32,4 @@ def get_config():
     config.eval.batch_size = 64
     config.checkpoint.every = 50
     config.log.rollouts_every = 1
-    return config
+    return apply_method(config, variant)

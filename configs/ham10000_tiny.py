@@ -5,15 +5,16 @@
 medloc train --config=configs/ham10000_tiny.py --config.data.manifest=ham10000/manifest.jsonl \
     --config.model.init_from=runs/ham_sft --workdir=runs/ham_medloc
 
-The baselines are --config.curriculum.schedule=fixed, raw_iou or v_triune. The curriculum's values
-are the paper's; a model of a million parameters takes a higher learning rate than its 1e-6.
+The other methods are its variants: `--config=configs/ham10000_tiny.py:raw_iou`; all names are in
+medloc_jax/methods.py. The curriculum's values are the paper's; a model of a million parameters
+takes a higher learning rate than its 1e-6.
 """
 
-from medloc_jax.config import default_config
+from medloc_jax.config import apply_method, default_config
 
 
-def get_config():
-    """Returns the experiment."""
+def get_config(variant: str = "medloc"):
+    """Returns the experiment, of any method in medloc_jax/methods.py."""
     config = default_config()
     config.num_steps = 300
     config.model.remat = "none"
@@ -29,4 +30,4 @@ def get_config():
     config.eval.batch_size = 64
     config.checkpoint.every = 100
     config.log.rollouts_every = 1
-    return config
+    return apply_method(config, variant)

@@ -8,11 +8,12 @@ with itself; the model defaults to the tiny preset, so that a bare run is one a 
 
 import json
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from medloc_jax import storage
+from medloc_jax import methods, storage
 
 FILE = "config.json"  # in a run's folder: its resolved configuration
 
@@ -22,8 +23,10 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
 
     config.method = "grpo"  # "sft" or "grpo"
+    # What reports call the run: the method's name in methods.py, or an arm of a sweep; "" = derived
+    config.label = ""
     config.seed = 42  # data order, initial weights, sampling noise
-    config.num_steps = 1000  # optimizer steps (SFT) or rollouts (GRPO)
+    config.num_steps = 1000  # optimizer steps (SFT) or rollouts (GRPO); 0 = only evaluate
 
     config.model = model = ConfigDict()
     model.preset = (
@@ -55,7 +58,8 @@ def default_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.manifest = "synthetic"  # path of a manifest.jsonl, or "synthetic": drawn into WORKDIR/data
-    data.template = "vlm_r1"  # the prompt and answer format: vlm_r1, medloc, box
+    # The prompt and answer format: vlm_r1, medloc, boxmed, chain_of_box, box
+    data.template = "vlm_r1"
     data.min_pixels = 3136  # smallest area of a resized image, px^2
     data.max_pixels = 401408  # largest area of a resized image, px^2
     data.max_buckets = 4  # at most this many static shapes are compiled
@@ -102,8 +106,11 @@ def default_config() -> ConfigDict:
 
     config.rewards = rewards = ConfigDict()
     rewards.weights = ConfigDict(
-        {"localization": 1.0, "format": 0.0}
+        {"localization": 1.0, "format": 0.0, "semantic": 0.0}
     )  # one per term; 0 = only logged
+    # What tells how well the part of the image inside a box fits the query, for the term
+    # "semantic": "module:function" (see medloc_jax/rewards/semantic.py), or "" for none
+    rewards.semantic_scorer = ""
 
     config.sft = sft = ConfigDict()
     sft.batch_size = 32  # examples per optimizer step over all devices
@@ -115,7 +122,7 @@ def default_config() -> ConfigDict:
     sft.box_jitter = 0.0  # std of a random shift of each side of them, as a share of the box's size
 
     config.curriculum = curriculum = ConfigDict()
-    curriculum.schedule = "medloc"  # medloc, fixed, raw_iou, v_triune
+    curriculum.schedule = "medloc"  # medloc, fixed, raw_iou, v_triune, rivals
     curriculum.threshold_start = 0.3  # IoU
     curriculum.threshold_target = 0.8  # IoU
     curriculum.threshold_fixed = 0.5  # IoU, for schedule = fixed
@@ -140,6 +147,9 @@ def default_config() -> ConfigDict:
     # (thresholds below this, least hit rate P, largest std S of it); the last row reaches past 1.
     curriculum.regimes = ((0.60, 0.80, 0.20), (0.75, 0.75, 0.35), (1.01, 0.55, 0.40))
     curriculum.stages = ((0.10, 0.3), (0.25, 0.5), (1.0, 0.7))  # v_triune: (share of steps, IoU)
+    # rivals: siblings that a completion must beat, > 0, at the first step and after the last
+    curriculum.rivals_start = 1.0
+    curriculum.rivals_end = 6.0
 
     config.optim = optim = ConfigDict()
     optim.learning_rate = 1e-6
@@ -196,8 +206,9 @@ def paper_config(method: str, variant: str = "medloc") -> ConfigDict:
 
     Args:
         method: "grpo" or "sft" (the baseline: answers only, on the same batches).
-        variant: "medloc", the paper where it agrees with itself and the code base that it builds on
-            where it does not say; or, for GRPO, "medloc_as_written", the paper taken literally.
+        variant: for GRPO, a name in methods.METHODS: "medloc" is the paper where it agrees with
+            itself and the code base that it builds on where it does not say, "medloc_as_written"
+            the paper taken literally.
 
     Returns:
         A locked ConfigDict.
@@ -207,6 +218,11 @@ def paper_config(method: str, variant: str = "medloc") -> ConfigDict:
 
     Reference: MedLoc-R1 (arXiv 2603.28120), section 4.1, Eq. 1 and 2, and Appendix B.
     """
+    if method != "grpo" and variant != methods.DEFAULT:
+        raise ValueError(
+            f"variant {variant!r} of a {method} experiment: it has none; the methods are variants "
+            "of the files in configs/grpo"
+        )
     config: Any = default_config()
     config.method = method
     config.num_steps = 1000  # "evaluation conducted at step 1000"
@@ -217,24 +233,100 @@ def paper_config(method: str, variant: str = "medloc") -> ConfigDict:
     config.sft.batch_size = 8  # the prompts of a GRPO step, so that both see the same batches
     config.data.max_buckets = 4
     config.log.rollouts_every = 10
-    if variant == "medloc":
-        return config
-    if variant != "medloc_as_written" or method != "grpo":
-        known = "medloc, medloc_as_written" if method == "grpo" else "medloc"
-        raise ValueError(f"variant {variant!r} of a {method} experiment: choose of {known}")
-    config.rl.kl_weight = 0.4  # as printed; 0.04 everywhere else in this family
-    config.rl.advantage_std = "population_inside"  # Eq. 1
-    config.rl.ratio_level = "sequence"  # Eq. 2
-    config.rl.skip_no_signal = False
-    config.data.template = "medloc"
-    config.rewards.weights.format = 0.0
-    config.curriculum.window_unit = "prompt"  # Eq. 6 to 8
-    config.model.freeze_vision = False
-    # The whole training split: nothing is looked at before the end.
-    config.data.val_fraction = 0.0
-    config.eval.every = 0
-    config.eval.split = "test"
+    return config if method != "grpo" else apply_method(config, variant)
+
+
+def apply_method(config: Any, name: str) -> Any:
+    """Makes an experiment that of another method; its data, sizes and length stay.
+
+    Args:
+        config: the experiment, changed in place.
+        name: an entry of methods.METHODS.
+
+    Returns:
+        The same config.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    for field, value in methods.fields_of(name).items():
+        if isinstance(value, methods.Like):
+            value = get_field(config, value.field)
+        set_field(config, field, value)
+    config.label = "" if name == methods.DEFAULT else name  # then "medloc" is derived
     return config
+
+
+class Arm(NamedTuple):
+    """What a sweep runs once a seed.
+
+    Attributes:
+        name: of its folder, and how reports call it.
+        method: an entry of methods.METHODS, the experiment's variant.
+        changes: ((dotted field, value), ...) on top of that.
+        base: another experiment file than the sweep's.
+        seeds: others than the sweep's: a method without randomness needs one.
+        tune: (dotted field, values) to choose from on val, in place of the sweep's; () = as the
+            sweep says.
+    """
+
+    name: str
+    method: str = methods.DEFAULT
+    changes: tuple[tuple[str, Any], ...] = ()
+    base: str = ""
+    seeds: tuple[int, ...] = ()
+    tune: tuple[Any, ...] = ()
+
+
+def arm(name: str, method: str = "", changes: Any = (), **rest: Any) -> Arm:
+    """An arm; its method is the one of its name, where there is one, unless another is given."""
+    method = method or (name if name in methods.METHODS else methods.DEFAULT)
+    return Arm(name, method, tuple(dict(changes).items()), **rest)
+
+
+def default_sweep(arms: Sequence[Arm] = (), base: str = "configs/grpo/ham10000_3b.py") -> Any:
+    """Returns a list of runs for `medloc sweep`, locked."""
+    sweep = ConfigDict()
+    sweep.base = base  # the experiment file that is varied
+    sweep.arms = tuple(arms)  # in the order of the tables
+    sweep.seeds = (42, 43, 44)  # each arm once a seed
+    sweep.note = ""  # what of it is our reading, for readers of the report
+    sweep.changes = ()  # ((dotted field, value), ...) of every arm, before the arm's own
+    # The experiment file of the run whose weights all arms start from; "" = what the base says
+    sweep.warm_start = ""
+    sweep.warm_start_changes = ()  # ((dotted field, value), ...) of it
+    sweep.tune_field = "optim.learning_rate"  # chosen for each arm by itself
+    sweep.tune_values = ()  # to choose from, as many tries for every arm; () = nothing is tuned
+    sweep.tune_seed = 41  # of the tries; none of `seeds`
+    sweep.tune_measure = "map"  # the best of eval/<watched split>/<this> at the last step wins
+    return sweep.lock()
+
+
+def get_field(config: Any, field: str) -> Any:
+    """The value of a dotted field.
+
+    Raises:
+        ValueError: there is no such field.
+    """
+    for part in field.split("."):
+        if not hasattr(config, "items") or part not in config:
+            raise ValueError(f"config.{field}: no such field")
+        config = config[part]
+    return config
+
+
+def set_field(config: Any, field: str, value: Any) -> None:
+    """Sets a dotted field.
+
+    Raises:
+        ValueError: there is no such field, or the value is of another type.
+    """
+    get_field(config, field)
+    section, _, name = field.rpartition(".")
+    try:
+        setattr(get_field(config, section) if section else config, name, value)
+    except TypeError as error:
+        raise ValueError(f"config.{field}={value!r}: {' '.join(str(error).split())}") from error
 
 
 def read(workdir: str | os.PathLike[str]) -> Any:

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "medloc_jax"
 # Who may import whom, besides itself: the parts of medloc_jax by name, or one module of a part.
 GROUND = (
     *("grounding", "config", "sharding", "checkpoint", "distributed", "metric_writer"),
-    *("devices", "watchdog", "storage", "checkpoint_write", "xla_flags"),
+    *("devices", "watchdog", "storage", "checkpoint_write", "xla_flags", "methods"),
 )
 IDEAS = ("curriculum", "rl", "rewards", "model")
 MACHINERY = ("data", "sampling", "convert")
@@ -29,7 +29,8 @@ HOST_MODEL = ("model.config", "model.geometry", "model.processor", "model.tokeni
 MAY_IMPORT = {
     **dict.fromkeys((*GROUND, "curriculum", "rl"), ()),
     # Whoever reads or writes files of a run.
-    **dict.fromkeys(("config", "metric_writer", "checkpoint_write", "watchdog"), ("storage",)),
+    **dict.fromkeys(("metric_writer", "checkpoint_write", "watchdog"), ("storage",)),
+    "config": ("storage", "methods"),
     "checkpoint": ("storage", "checkpoint_write"),
     "rewards": ("grounding",),
     "model": ("sharding", "storage"),
@@ -59,7 +60,11 @@ DOORS = {
     "etils": ("checkpoint", "storage"),
     "fsspec": ("storage",),
     "ml_collections": ("config", "cli."),
-    "matplotlib": ("evaluation.report", "evaluation.plot", "evaluation.contact_sheet"),
+    "matplotlib": (
+        *("evaluation.report", "evaluation.plot", "evaluation.contact_sheet"),
+        "evaluation.figures",
+    ),
+    "scipy": ("evaluation.significance",),
     "tensorboardX": ("metric_writer",),
     "wandb": ("metric_writer",),
     "pydicom": ("data.dicom",),
@@ -245,6 +250,7 @@ def test_each_heavy_dependency_has_one_door():
         ("training.grpo", "import orbax.checkpoint as ocp"),
         ("training.grpo", "from ml_collections import ConfigDict"),
         ("evaluation.metrics", "import matplotlib.pyplot as plt"),
+        ("evaluation.metrics", "from scipy import stats"),
     ],
 )
 def test_another_door_is_seen(module, source):

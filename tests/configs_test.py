@@ -9,15 +9,21 @@ from pathlib import Path
 import jax
 import pytest
 
+from medloc_jax import methods
 from medloc_jax.cli import job as open_job
-from medloc_jax.cli import validate
+from medloc_jax.cli import sweep_runs, validate
+from medloc_jax.curriculum import make_schedule
+from medloc_jax.curriculum import schedule as schedules
 from medloc_jax.model import config as model_config
 from medloc_jax.planning import abstract
+from medloc_jax.rewards import semantic
 from medloc_jax.training import grpo, sft
 from medloc_jax.training import job as jobs
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DATA_SETS, SIZES = ("ham10000", "heel", "tn3k"), ("3b", "7b", "32b")
+SWEEPS = sorted((CONFIGS / "sweeps").glob("*.py"))
+EXPERIMENTS = sorted(set(CONFIGS.rglob("*.py")) - set(SWEEPS))
 
 
 def _load(path, *variant):
@@ -27,7 +33,7 @@ def _load(path, *variant):
     return module.get_config(*variant)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_validates_and_names_itself(path):
     config = _load(path)
     validate.check(config)
@@ -114,3 +120,131 @@ def test_large_weights_of_the_papers_models_are_split():
             held = math.prod(leaf.sharding.shard_shape(leaf.shape))
             large = math.prod(leaf.shape) * 4 > 100e6
             assert not large or held < math.prod(leaf.shape), (size, path)
+
+
+WITH_METHODS = [path for path in EXPERIMENTS if "sft" not in path.parent.name + path.stem]
+
+
+@pytest.mark.parametrize("path", WITH_METHODS, ids=lambda path: path.stem)
+def test_every_experiment_takes_every_method(path):
+    for name in methods.METHODS:
+        config = _load(path, name)
+        if config.rewards.weights.semantic:
+            config.rewards.semantic_scorer = next(iter(semantic.SCORERS))
+        validate.check(config)
+    with pytest.raises(ValueError, match="'raw-iou' is no method: .*did you mean 'raw_iou'"):
+        _load(path, "raw-iou")
+
+
+@pytest.mark.parametrize("name", [f"{data}_{size}.py" for data in DATA_SETS for size in SIZES])
+def test_sft_is_the_same_as_a_variant_and_as_a_file(name):
+    variant, file = _load(CONFIGS / "grpo" / name, "sft"), _load(CONFIGS / "sft" / name)
+    assert validate.differences(file, variant, ("label",)) == []
+
+
+# ---- sweeps ----
+
+
+def _plan(path, *variant, seeds=(), changes=None):
+    changes = changes or {"rewards.semantic_scorer": next(iter(semantic.SCORERS))}
+    return sweep_runs.Plan(_load(path, *variant), "runs/x", seeds=seeds, changes=changes)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_run_of_every_sweep_validates(path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    runs = list(sweep_runs.every(_plan(path, seeds=(42,)), {}))
+    sweep_runs.check(runs)
+    assert len({run.folder for run in runs}) == len(runs)
+    text = path.read_text()
+    assert f"--config={path.relative_to(CONFIGS.parent)}" in text
+    # Two arms that are the same run would be compared with each other.
+    settings = [
+        (
+            run.experiment,
+            str(sorted((k, str(v)) for k, v in run.changes.items() if k not in ("label",))),
+        )
+        for run in runs
+        if run.kind == "run"
+    ]
+    assert len(set(settings)) == len(settings)
+
+
+def _schedules(name):
+    """By arm, the schedule of every run of a sweep."""
+    plan = _plan(CONFIGS / f"sweeps/{name}.py", seeds=(42,))
+    configs = {run.arm: sweep_runs.expected(run) for run in sweep_runs.every(plan, {})}
+    return {
+        arm: make_schedule(
+            config.curriculum.schedule, num_steps=1000, **config.curriculum.to_dict()
+        )
+        for arm, config in configs.items()
+    }
+
+
+def _ladder(schedule):
+    """The thresholds that an always right policy sees."""
+    seen = [schedule.threshold]
+    for _ in range(400):
+        schedule.update([[1.0, 1.0]])
+        if schedule.threshold > seen[-1]:
+            seen.append(schedule.threshold)
+    return seen
+
+
+def test_table_2_has_seven_rows_in_both_window_units(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    by_unit = {"step": [], "prompt": []}
+    for schedule in _schedules("table2").values():
+        by_unit[schedule.options.window_unit].append(frozenset(schedule.options.criteria))
+    assert all(len(set(rows)) == 7 for rows in by_unit.values())
+
+
+def test_table_3_is_the_fixed_strategies(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    found = _schedules("table3")
+    for name, options in schedules.FIXED_STRATEGIES.items():
+        mine = vars(found[name].options)
+        assert {key: mine[key] for key in options} == options
+    assert _ladder(found["piecewise"]) == [0.3, 0.45, 0.6, 0.7, 0.8]
+
+
+def test_table_6_climbs_as_the_rows_say(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    ladders = {name: _ladder(schedule) for name, schedule in _schedules("table6").items()}
+    assert ladders == {
+        "row1_55": [0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8],
+        "row1_50": [0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8],
+        "row2_55": [0.3, 0.45, 0.6, 0.7, 0.8],
+        "row2_50": [0.3, 0.45, 0.6, 0.7, 0.8],
+        "row3_60": [0.3, 0.5, 0.7, 0.8],
+        "row4_60": [0.3, 0.55, 0.8],
+    }
+
+
+@pytest.mark.parametrize("data", ["synthetic", "ham10000"])
+def test_the_replica_gives_every_method_the_same_budget(monkeypatch, data):
+    monkeypatch.chdir(CONFIGS.parent)
+    plan = _plan(CONFIGS / "sweeps/replica.py", data, changes={"model.remat": "none"})
+    chosen = {arm.name: 1e-4 for arm in plan.arms}
+    runs = list(sweep_runs.every(plan, chosen))
+    tries = [sum(r.arm == a.name and r.kind == "tuning" for r in runs) for a in plan.arms]
+    of = {run.arm: sweep_runs.expected(run) for run in runs if run.kind == "run"}
+    assert set(tries) == {0, 3} and tries[0] == 0 and plan.arms[0].name == "zero_shot"
+    for name, config in of.items():
+        assert config.model.init_from == "runs/x/warm_start" and config.eval.split == "val"
+        assert config.data.val_fraction == 0.1 and config.eval.final_split == "test"
+        assert config.num_steps == (0 if name == "zero_shot" else of["medloc"].num_steps)
+        rows = config.sft.batch_size if config.method == "sft" else config.rl.prompts_per_step
+        assert rows == 16 and config.rl.group_size == 8
+    seeds = {name: {run.changes["seed"] for run in runs if run.arm == name} - {41} for name in of}
+    assert all(len(found) == (1 if name == "zero_shot" else 5) for name, found in seeds.items())
+
+
+def test_a_sweep_for_a_laptop_varies_the_file_it_is_given(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    sweep = _load(CONFIGS / "sweeps/table2.py")
+    sweep.base = "configs/ham10000_tiny.py"
+    runs = list(sweep_runs.every(sweep_runs.Plan(sweep, "runs/x", seeds=(42,)), {}))
+    sweep_runs.check(runs)
+    assert {sweep_runs.expected(run).model.preset for run in runs} == {"tiny"}

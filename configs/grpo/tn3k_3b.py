@@ -21,7 +21,7 @@ from medloc_jax.config import paper_config
 
 
 def get_config(variant: str = "medloc"):
-    """Returns the experiment, or the variant `medloc_as_written`."""
+    """Returns the experiment, of any method in medloc_jax/methods.py."""
     config = paper_config("grpo", variant)
     config.model.preset = "3b"
     config.data.manifest = "data/tn3k/manifest.jsonl"

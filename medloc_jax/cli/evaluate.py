@@ -1,25 +1,40 @@
 # SPDX-FileCopyrightText: The medloc_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Score a checkpoint on a split, greedily, every example once.
+"""Score a checkpoint on a split, greedily, every example once; or an outside detector's boxes.
 
     medloc evaluate --workdir=RUN [--checkpoint=FOLDER] [--split=test] [--manifest=FILE]
                     [--out=DIR] [--config=configs/x.py]
+    medloc evaluate --predictions=FILE --manifest=FILE --out=DIR [--split=test] [--label=NAME]
+                    [--missing=no_box] [--seed=N] [--val_fraction=0.1]
 
 Reads the run's own configuration (or the one given) and its newest checkpoint, and writes to
 RUN/eval/<split>-<step>/. With other data or a checkpoint from elsewhere (a step, another run, a
 Hugging Face folder), --out says where to.
+
+With --predictions no model is loaded. A line of FILE is {"id": ..., "boxes_px": [[x1, y1, x2, y2],
+...], "scores": [...]}, pixels of the stored image, of which the box of the highest score counts
+(medloc_jax/evaluation/outside_predictions.py). DIR becomes a folder that `medloc report` takes
+beside those of runs, under the name --label; --seed tells trainings of one detector apart.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from medloc_jax import config as configuration
 from medloc_jax import distributed, storage
+from medloc_jax.cli import verb_flags
+from medloc_jax.data import examples
+from medloc_jax.evaluation import outside_predictions, predict
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
+    if any(argument.lstrip("-").partition("=")[0] == "predictions" for argument in argv):
+        return score_predictions(argv)
     distributed.initialize()
     # These import jax's backends, which must not happen before the line above.
     from medloc_jax import checkpoint
@@ -70,3 +85,73 @@ def main(argv: Sequence[str]) -> int:
             print(f"{name} {value:.4f}")
         print(f"written to {out or workdir / 'eval' / f'{split}-{step}'}")
     return 0
+
+
+def score_predictions(argv: Sequence[str]) -> int:
+    """Scores the boxes of an outside detector; returns the exit code.
+
+    Args:
+        argv: what follows the verb, --predictions among it.
+
+    Raises:
+        ValueError: a wrong flag, file or line, with the cure.
+    """
+    values, text = flags.FlagValues(), flags.DEFINE_string
+    defaults: Any = configuration.default_config()
+    text("predictions", "", "JSONL of boxes with scores", flag_values=values)
+    text("manifest", "", "that the examples are of", flag_values=values)
+    text("split", "test", "train, val or test", flag_values=values)
+    text("out", "", "folder to write, for `medloc report`", flag_values=values)
+    text("label", "", "name in reports; the file's if empty", flag_values=values)
+    text("missing", "error", "an example without a line: error or no_box", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of the detector's training", flag_values=values)
+    flags.DEFINE_float(
+        "val_fraction",
+        defaults.data.val_fraction,
+        "cut from train, where the manifest has no val; as data.val_fraction",
+        flag_values=values,
+    )
+    rest = verb_flags.parse("evaluate", values, argv, ("predictions", "manifest", "out"))
+    if rest:
+        raise ValueError(f"unknown argument {rest[0]!r}: flags are written --name=value")
+    path, out = Path(values.predictions), Path(values.out)
+    # As a run cuts it, so that both look at the same examples and have the same floor.
+    rows = examples.cut_val(examples.load_manifest(values.manifest), values.val_fraction, seed=0)
+    chosen = examples.select(rows, values.split)
+    answers = outside_predictions.read(path, rows, split=values.split, missing=values.missing)
+    train = [row for row in rows if row.split == "train"]
+    predictions, summary = outside_predictions.score(answers, chosen, train, path=path)
+    manifest = values.manifest
+    config = {
+        "method": outside_predictions.METHOD,
+        "label": values.label or path.stem,
+        "seed": values.seed,
+        "num_steps": 0,
+        # As a run's, so that a report knows the same data.
+        "data": {
+            "manifest": manifest if storage.is_remote(manifest) else str(Path(manifest).resolve()),
+            "val_fraction": values.val_fraction,
+        },
+    }
+    _write_config(out, config)
+    folder = out / "eval" / f"{values.split}-0"
+    predict.write(folder, predictions, summary)
+    for name in ("a50", "a80", "miou", "map", "valid_rate"):
+        print(f"eval/{values.split}/{name} {summary[name]:.4f}")
+    told = summary["decoding"]
+    print(
+        f"boxes clipped to their image {told['clipped_rate']:.1%}, no line {told['without_line']}"
+    )
+    print(f"written to {folder}")
+    return 0
+
+
+def _write_config(out: Path, config: dict[str, object]) -> None:
+    """Refuses a folder that holds anything else."""
+    path = out / configuration.FILE
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != config:
+        raise ValueError(f"--out={out} holds other results: give another folder, or remove it")
+    if not path.is_file() and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"--out={out} is not empty and was not written here: give another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -121,6 +121,7 @@ def open_job(config: Any, workdir: Any, *, only_split: str = "") -> jobs.Job:
         augment=tuple(config.data.augment),
         seed=config.seed,
         image_keys=bool(config.data.feature_cache),
+        pictures=bool(config.rewards.semantic_scorer),
     )
     by_split = _examples(config, workdir, only_split)
     looked_at = [only_split] if only_split else by_split

@@ -27,6 +27,8 @@ VERBS = {
     "convert": ("medloc_jax.cli.convert", "Hugging Face folder to checkpoint, and back"),
     "report": ("medloc_jax.cli.report", "tables and plots of one or many runs"),
     "curriculum": ("medloc_jax.cli.curriculum", "replay a reward schedule over logged IoUs"),
+    "diagnose": ("medloc_jax.cli.diagnose", "what a model could learn from, and settings to start"),
+    "sweep": ("medloc_jax.cli.sweep", "a list of runs, one after another or as launch lines"),
     "plan": ("medloc_jax.cli.plan", "what a run takes, without its devices: memory, traffic, time"),
     "watch": ("medloc_jax.cli.watch", "a run on one screen, while it goes on"),
 }

@@ -111,7 +111,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_multi_string("image", [], "image file or folder; repeatable", flag_values=values)
     text("query", "", "what to find; the template makes the question")
     text("prompt", "", "the whole user text, instead of a query")
-    text("template", "", "vlm_r1, medloc or box; as trained if empty")
+    text("template", "", "vlm_r1, medloc, boxmed, chain_of_box or box; as trained if empty")
     text("source", "", "data set whose wording the medloc template uses: ham10000, heel, tn3k")
     text("tokenizer", "", "folder with tokenizer files; that of the weights if empty")
     text("dtype", "float32", "of weights and activations: float32 or bfloat16")

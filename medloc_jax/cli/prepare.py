@@ -4,8 +4,9 @@
 
 Data sets: ham10000, heel, tn3k, ph2 in their published layouts; coco, yolo, voc, csv, vlm_r1, masks
 and dicom for your own; `medloc prepare synthetic --out=DIR` draws one. `medloc prepare DATASET
---help` lists the flags. Written are manifest.jsonl, images/, statistics.md and .json, overlay.png
-and refused.jsonl.
+--help` lists the flags. `medloc prepare --export=coco|llama_factory MANIFEST --out=DIR` writes a
+manifest for other trainers. Written are manifest.jsonl, images/, statistics.md and .json,
+overlay.png and refused.jsonl.
 """
 
 import collections
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from medloc_jax.cli import prepare_flags, prepare_report
+from medloc_jax.cli import prepare_export, prepare_flags, prepare_report
 from medloc_jax.data import (
     annotated,
     coco,
@@ -147,6 +148,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: a wrong command line or input; one line with the cure.
     """
+    if any(argument.lstrip("-").partition("=")[0] == "export" for argument in argv):
+        return prepare_export.main(argv)
     names = (*DATASETS, "synthetic")
     if not argv or argv[0] not in names:
         given = f"{argv[0]!r} is no data set" if argv else "no data set is named"

@@ -12,7 +12,7 @@ from medloc_jax.data import augment, synthetic
 from medloc_jax.data.examples import SPLITS
 from medloc_jax.grounding import prompts
 from medloc_jax.model import attention, layers
-from medloc_jax.rewards import scores
+from medloc_jax.rewards import scores, semantic
 from medloc_jax.rl import advantages, losses
 from medloc_jax.training import job as jobs
 from medloc_jax.training import micro_batches, optimizer
@@ -22,6 +22,7 @@ DTYPES = ("float32", "bfloat16")
 
 # What may change between starts of one run: how long it is, how it is watched, where it runs.
 FREE = (
+    "label",
     "num_steps",
     "eval.",
     "checkpoint.",
@@ -67,11 +68,11 @@ def check(config: Any) -> None:
     _one_of("rl.advantage_std", rl.advantage_std, advantages.NORMALISERS)
     _one_of("rl.ratio_level", rl.ratio_level, losses.RATIO_LEVELS)
     _one_of("rl.loss_aggregation", rl.loss_aggregation, losses.AGGREGATIONS)
-    _at_least(config, 1, "num_steps", "rl.max_completion_tokens", "rl.prompts_per_step")
+    _at_least(config, 1, "rl.max_completion_tokens", "rl.prompts_per_step")
     _at_least(config, 1, "rl.num_updates", "sft.batch_size", "eval.batch_size", "data.max_buckets")
     _at_least(config, 1, "checkpoint.every", "model.vocab_chunk")
     _at_least(config, 0, "seed", "rl.kl_weight", "rl.clip_low", "rl.clip_high", "eval.every")
-    _at_least(config, 0, "log.rollouts_every", "data.num_workers", "data.num_threads")
+    _at_least(config, 0, "num_steps", "log.rollouts_every", "data.num_workers", "data.num_threads")
     _at_least(config, 1, "checkpoint.keep_last", "data.min_pixels", "data.max_pixels")
     _at_least(config, 0, "checkpoint.keep_best", "eval.num_examples", "optim.learning_rate")
     _at_least(config, 0, "sft.box_jitter", "optim.max_nonfinite", "rl.importance_cap")
@@ -93,17 +94,36 @@ def check(config: Any) -> None:
         raise ValueError(f"rl.temperature={rl.temperature}: it must be above 0")
     if not sum(abs(weight) for weight in config.rewards.weights.values()):
         raise ValueError("rewards.weights are all 0: nothing would be rewarded")
-    terms = ["localization", *(name for name in scores.SCORES if name != "iou")]
+    known = scores.names(of_regions=True)
+    terms = ["localization", *(name for name in known if name != "iou")]
     for name in config.rewards.weights:
         _one_of("rewards.weights", name, terms)
+    scorer = semantic.load_scorer(config.rewards.semantic_scorer)
+    if config.rewards.weights.semantic and scorer is None:
+        raise ValueError(
+            f"rewards.weights.semantic={config.rewards.weights.semantic}, and nothing scores it: "
+            'set rewards.semantic_scorer to "module:function", or this weight to 0'
+        )
     micro_batches.num_parts(rl.prompts_per_step, rl.micro_batch_prompts, "rl.micro_batch_prompts")
     micro_batches.num_parts(config.sft.batch_size, config.sft.micro_batch, "sft.micro_batch")
     # Making them checks their options.
     jobs.make_optimizer(config)
+    if config.num_steps == 0:
+        _check_only_evaluates(config)
+        return
     jobs.learning_rate(config, 0)
     make_schedule(
         config.curriculum.schedule, num_steps=config.num_steps, **config.curriculum.to_dict()
     )
+
+
+def _check_only_evaluates(config: Any) -> None:
+    """Refuses a run of no steps that would not evaluate either."""
+    if not config.eval.at_start:
+        raise ValueError(
+            "num_steps=0 only evaluates, and eval.at_start=False forbids that: set eval.at_start "
+            "to True, or num_steps to 1 or more"
+        )
 
 
 def _check_feature_cache(config: Any) -> None:
@@ -133,18 +153,29 @@ def check_same_run(before: Any, now: Any, workdir: Path) -> None:
     Raises:
         ValueError: naming the first fields that differ.
     """
-    old, new = _flat(before.to_dict()), _flat(now.to_dict())
-    differ = [
-        f"{name} {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith(FREE)
-    ]
+    differ = differences(before, now, FREE)
     if differ:
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise ValueError(
             f"{workdir} holds another run ({'; '.join(differ[:3])}{more}): "
             "set these back to continue it, or choose another --workdir"
         )
+
+
+def differences(before: Any, now: Any, free: tuple[str, ...]) -> list[str]:
+    """The fields, by name, in which two configurations differ, as `name old -> new`.
+
+    Args:
+        before: a configuration.
+        now: another.
+        free: beginnings of names that may differ.
+    """
+    old, new = _flat(before.to_dict()), _flat(now.to_dict())
+    return [
+        f"{name} {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(free)
+    ]
 
 
 def _one_of(field: str, value: Any, known: Any) -> None:

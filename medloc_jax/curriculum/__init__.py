@@ -11,15 +11,17 @@ import dataclasses
 from typing import Any
 
 from medloc_jax.curriculum import baselines, criterion
+from medloc_jax.curriculum.rivals import Rivals
 from medloc_jax.curriculum.schedule import MedLoc, Options
 
-Schedule = MedLoc | baselines.Staged
+Schedule = MedLoc | baselines.Staged | Rivals
 
 SCHEDULES = {  # name -> (options, planned steps) -> schedule
     "medloc": lambda options, num_steps: MedLoc(options),
     "fixed": baselines.fixed,
     "raw_iou": baselines.raw_iou,
     "v_triune": baselines.v_triune,
+    "rivals": Rivals,
 }
 
 
@@ -28,7 +30,7 @@ def make_schedule(name: str, *, num_steps: int | None = None, **options: Any) ->
 
     Args:
         name: an entry of SCHEDULES.
-        num_steps: planned optimizer steps; only v_triune needs it.
+        num_steps: planned optimizer steps; only v_triune and rivals need it.
         **options: as in `config.curriculum`, whole or in part. Those that this schedule does not
             use are accepted, so that one config serves all of them.
 

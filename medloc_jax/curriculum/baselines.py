@@ -33,8 +33,11 @@ class Staged:
 
     Attributes:
         reward_shape: what a completion earns, for `rewards.combine` (static).
+        rivals: not used by these schedules.
         step: updates made so far.
     """
+
+    rivals = 1.0
 
     def __init__(
         self,

@@ -79,6 +79,8 @@ class Options:
     )
     # looked at by `baselines.check_stages`
     stages: tuple[Any, ...] | str = ((0.10, 0.3), (0.25, 0.5), (1.0, 0.7))
+    rivals_start: float = 1.0
+    rivals_end: float = 6.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +130,14 @@ class MedLoc:
 
     Attributes:
         reward_shape: what a completion earns, for `rewards.combine` (static).
+        rivals: not used by this schedule.
         threshold: IoU in force now.
         step: updates made so far.
         history: (step, threshold from the next step on) of every tightening.
     """
 
     reward_shape = "hit"
+    rivals = 1.0
 
     def __init__(self, options: Options) -> None:
         """Starts at `threshold_start` with an empty window.
@@ -237,7 +241,7 @@ class MedLoc:
             self.window.refresh(options.refresh_fraction)
 
     def _own_options(self) -> dict[str, Any]:
-        others = ("threshold_fixed", "stages")
+        others = ("threshold_fixed", "stages", "rivals_start", "rivals_end")
         return plain({k: v for k, v in vars(self.options).items() if k not in others})
 
 

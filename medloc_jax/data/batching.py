@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32
+from jaxtyping import Bool, Float64, Int32, UInt8
 
 from medloc_jax.data import augment, examples, feature_cache
 from medloc_jax.grounding import boxes, prompts
@@ -27,6 +27,7 @@ class LoadedRow(NamedTuple):
     target_box_px: Float64[np.ndarray, "4"]
     completion_ids: tuple[int, ...] | None
     image_key: str | None = None  # of the image's content, where the loader was asked for it
+    picture: UInt8[np.ndarray, "_ _ 3"] | None = None  # augmented, where asked for
 
 
 class Batch(NamedTuple):
@@ -41,6 +42,7 @@ class Batch(NamedTuple):
     completion_mask: Bool[np.ndarray, "B 1 C"] | None  # true = token to learn, end token included
     num_skipped: int = 0  # rows that hold another example, since the image of theirs is unreadable
     image_keys: list[str] | None = None  # feature_cache.row_key of each row, where asked for
+    pictures: list[np.ndarray] | None = None  # RGB, stored size, as augmented, where asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,7 @@ class RowLoader:
     box_scale: float = 1.0  # SFT: target boxes are written this many times too wide and too high
     box_jitter: float = 0.0  # SFT: std of the shift of each side, as a share of the box's size
     image_keys: bool = False  # make keys for the feature cache, of rows with a position
+    pictures: bool = False  # hand the images on, for scores that look at them, with a position
 
     def __post_init__(self) -> None:
         """Refuses unknown names before any image is read."""
@@ -125,6 +128,7 @@ class RowLoader:
             target_box_px=target,
             completion_ids=self._completion_ids(example, target, frame, position),
             image_key=feature_cache.image_key(packed) if keyed else None,
+            picture=np.asarray(picture) if self.pictures and position is not None else None,
         )
 
     def _jittered(
@@ -153,12 +157,7 @@ class RowLoader:
         """Tokens of the text to learn; refused rather than cut when there are too many."""
         if self.completion_length is None:
             return None
-        resized = boxes.scale_about_centre(
-            boxes.to_resized_px(target_px, frame),
-            self.box_scale,
-            frame.resized_width,
-            frame.resized_height,
-        )
+        resized = target_resized_px(target_px, frame, self.box_scale)
         if self.box_jitter and position is not None:
             resized = self._jittered(resized, frame, position)
         text = prompts.TEMPLATES[self.template].completion_text(resized, example.label)
@@ -169,6 +168,14 @@ class RowLoader:
                 f"is {self.completion_length}: set it to at least {len(ids)}"
             )
         return tuple(ids)
+
+
+def target_resized_px(
+    target_px: boxes.BoxesLike, frame: boxes.Frame, box_scale: float
+) -> Float64[np.ndarray, "4"]:
+    """The box that SFT writes for a target: in pixels of what the model sees, scaled, clipped."""
+    resized = boxes.to_resized_px(np.asarray(target_px, np.float64), frame)
+    return boxes.scale_about_centre(resized, box_scale, frame.resized_width, frame.resized_height)
 
 
 def _named(error: ValueError, example: examples.Example) -> ValueError:
@@ -211,4 +218,5 @@ def make_batch(
         completion_mask=completion_mask,
         num_skipped=num_skipped,
         image_keys=keys or None,
+        pictures=[row.picture for row in rows if row.picture is not None] or None,
     )

@@ -74,20 +74,12 @@ def summarize(
         )
 
     # Every measure is a mean over examples, so that one matrix serves the values and the bootstrap.
-    per_example = np.stack(
-        [
-            _hits(counted, 0.5),
-            _hits(counted, 0.8),
-            np.mean([_hits(counted, threshold) for threshold in MAP_THRESHOLDS], axis=0),
-            counted,
-            valid.astype(np.float64),
-        ],
-        axis=1,
-    )  # [n, measure]
-    summary: dict[str, Any] = dict(zip(_MEASURES, per_example.mean(axis=0).tolist(), strict=True))
+    columns = [per_example(counted, measure) for measure in _MEASURES[:-1]]
+    rows = np.stack([*columns, valid.astype(np.float64)], axis=1)  # [n, measure]
+    summary: dict[str, Any] = dict(zip(_MEASURES, rows.mean(axis=0).tolist(), strict=True))
     summary["num_examples"] = len(counted)
     if num_bootstrap:
-        means = _bootstrap_means(per_example, seed=seed, num_bootstrap=num_bootstrap)
+        means = _bootstrap_means(rows, seed=seed, num_bootstrap=num_bootstrap)
         low, high = np.percentile(means, [2.5, 97.5], axis=0)
         for index, name in enumerate(_MEASURES):
             summary[f"{name}_ci"] = [float(low[index]), float(high[index])]
@@ -128,6 +120,20 @@ def constant_box_floor(
     ious = np.asarray(boxes.iou(answers_px, _targets_px(eval_examples)), np.float64)
     summary = summarize(ious, np.ones(len(ious), np.bool_), seed=seed, num_bootstrap=num_bootstrap)
     return summary | {"box_unit": box_unit.tolist()}
+
+
+def per_example(ious: Float[np.ndarray, " n"], measure: str) -> Float[np.ndarray, " n"]:
+    """What every example adds to a measure, which is the mean of it over the examples.
+
+    Args:
+        ious: 0 where the completion held no box.
+        measure: `a50`, `a80`, `map` or `miou`.
+    """
+    if measure == "map":
+        return np.mean([_hits(ious, threshold) for threshold in MAP_THRESHOLDS], axis=0)
+    if measure == "miou":
+        return ious
+    return _hits(ious, {"a50": 0.5, "a80": 0.8}[measure])
 
 
 def _hits(ious: Float[np.ndarray, " n"], threshold: float) -> Float[np.ndarray, " n"]:

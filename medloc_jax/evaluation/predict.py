@@ -59,6 +59,17 @@ def evaluate(
     predictions = predict(
         batches, generate, template, expected_ids=ids, gather=gather, progress=progress
     )
+    summary = summarize(predictions, eval_examples, train_examples, decoding(max_completion_tokens))
+    return predictions, summary
+
+
+def summarize(
+    predictions: Sequence[Prediction],
+    eval_examples: Sequence[examples.Example],
+    train_examples: Sequence[examples.Example],
+    decoded: dict[str, Any],
+) -> dict[str, Any]:
+    """The content of metrics.json; arguments as for `evaluate`, and how the answers were made."""
     summary = metrics.summarize(
         np.array([prediction["iou"] for prediction in predictions], np.float64),
         np.array([prediction["valid"] for prediction in predictions], np.bool_),
@@ -68,10 +79,10 @@ def evaluate(
         summary["floor"] = metrics.constant_box_floor(
             train_examples, eval_examples, seed=BOOTSTRAP_SEED
         )
-    summary["decoding"] = decoding(max_completion_tokens)
+    summary["decoding"] = decoded
     folder = eval_examples[0].folder
     summary["image_folder"] = folder if storage.is_remote(folder) else os.path.abspath(folder)
-    return predictions, summary
+    return summary
 
 
 def decoding(max_completion_tokens: int) -> dict[str, Any]:
@@ -170,20 +181,52 @@ def _score(
     # The same IoU as in scored.scores, before it is rounded to float32, where 0.7 misses 0.7.
     ious = np.asarray(boxes.iou(scored.boxes_px[:, 0], batch.target_boxes_px))
     return [
-        {
-            "id": example.id,
-            "image": example.image,
-            "boxes_px": [scored.boxes_px[row, 0].tolist()] if scored.valid[row, 0] else [],
-            "target_boxes_px": [batch.target_boxes_px[row].tolist()],
-            "iou": float(ious[row]),
-            "completion": texts[row],
-            "valid": bool(scored.valid[row, 0]),
-            "reason": scored.reasons[row][0],
-            "label": example.label,
-        }
+        line(
+            example,
+            scored.boxes_px[row, 0].tolist() if scored.valid[row, 0] else None,
+            batch.target_boxes_px[row].tolist(),
+            iou=float(ious[row]),
+            completion=texts[row],
+            reason=scored.reasons[row][0],
+        )
         for row, example in enumerate(batch.examples)
         if batch.row_valid[row]
     ]
+
+
+def line(
+    example: examples.Example,
+    box_px: list[float] | None,
+    target_px: list[float],
+    *,
+    iou: float,
+    completion: str,
+    reason: str,
+) -> Prediction:
+    """A line of predictions.jsonl.
+
+    Args:
+        example: what was asked.
+        box_px: the box that counts, clipped, in pixels of the stored image; None: there is none.
+        target_px: the true box, in the same pixels.
+        iou: of the two.
+        completion: what was said.
+        reason: why there is no box.
+    """
+    return {
+        "id": example.id,
+        "image": example.image,
+        "boxes_px": [] if box_px is None else [box_px],
+        "target_boxes_px": [target_px],
+        "iou": iou,
+        "completion": completion,
+        "valid": box_px is not None,
+        "reason": reason,
+        "label": example.label,
+        "source": example.source,
+        "width": example.width,
+        "height": example.height,
+    }
 
 
 def _in_order(predictions: Sequence[Prediction], expected_ids: Sequence[str]) -> list[Prediction]:

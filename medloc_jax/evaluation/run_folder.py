@@ -81,8 +81,8 @@ class Run:
 
     @property
     def method(self) -> str:
-        """`sft`, or the name of the reward schedule."""
-        return "sft" if self.is_sft else self.schedule or "grpo"
+        """`sft`, the name of the reward schedule, or what config.json says (`predictions`)."""
+        return "sft" if self.is_sft else self.schedule or str(self.config.get("method", "grpo"))
 
     @property
     def seed(self) -> int | None:
@@ -259,11 +259,19 @@ def _without_seed(config: dict[str, Any], depth: int = 0) -> dict[str, Any]:
     Three seeds, each with a warm start of its own, are then still one group.
     """
     rest = {key: value for key, value in config.items() if key != "seed"}
+    start = start_config(config, depth)
+    if start is not None:
+        rest["model"] = config["model"] | {"init_from": start}
+    return rest
+
+
+def start_config(config: dict[str, Any], depth: int = 0) -> dict[str, Any] | None:
+    """The config, less the seed, of what a run was started from; None where that is not known."""
     init_from = str(config.get("model", {}).get("init_from", ""))
     start = Path(init_from) / "config.json"
-    if init_from and start.is_file() and depth < 8:
-        rest["model"] = config["model"] | {"init_from": _without_seed(_read_json(start), depth + 1)}
-    return rest
+    if not init_from or not start.is_file() or depth >= 8:
+        return None
+    return _without_seed(_read_json(start), depth + 1)
 
 
 def _is_number(value: Any) -> bool:

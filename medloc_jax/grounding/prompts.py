@@ -5,9 +5,12 @@
 Boxes in prompts and completions are pixels of the resized image, Qwen2.5-VL's own convention.
 
 References: `vlm_r1` is VLM-R1's task type `rec` (om-ai-lab/VLM-R1, `vlm_modules/qwen_module.py`);
-`medloc` is MedLoc-R1 (arXiv 2603.28120), Figures 4 and 8, spacing normalised. Departures: a query
-without a final full stop gets one; sources the paper does not have get a wording of its kind that
-names the query; an SFT target has an empty reasoning block, since none is annotated.
+`medloc` is MedLoc-R1 (arXiv 2603.28120), Figures 4 and 8, spacing normalised; `boxmed` is BoxMed-RL
+as that paper compares with it: its question, and nothing else; `chain_of_box` is our reading of
+MedGround-R1 (arXiv 2507.02994), whose released code does not have it (see `ChainOfBox`).
+Departures: a query without a final full stop gets one; sources the paper does not have get a
+wording of its kind that names the query; an SFT target has an empty reasoning block, since none is
+annotated.
 """
 
 import json
@@ -26,6 +29,12 @@ VLM_R1_INSTRUCTION = (
     "{question} First output the thinking process in <think> </think> tags and then output the "
     "final answer in <answer> </answer> tags. Output the final answer in JSON format."
 )
+CHAIN_OF_BOX_INSTRUCTION = (
+    "{question} First output the thinking process in <think> </think> tags, in which you write the "
+    "bounding box of every region that you look at as [x1, y1, x2, y2], and then output the final "
+    "answer in <answer> </answer> tags. Output the final answer in JSON format."
+)
+BOXMED_QUESTION = "Provide the bounding box for {target}."
 MEDLOC_PROMPTS = {  # by the manifest's `source`
     "heel": (
         "Identify the X-ray image and provide the bounding box for the calcaneus region. Ensure "
@@ -68,6 +77,7 @@ _VLM_R1_FORMAT = tuple(
         r"</answer>",
     )
 )
+_REGION = re.compile(r"\[\d+,\s*\d+,\s*\d+,\s*\d+\]")
 _BOX_FORMAT = re.compile(r"\[[0-9]+,[0-9]+,[0-9]+,[0-9]+\]")
 
 
@@ -138,6 +148,57 @@ class MedLoc:
         return float(answer.parse(text).valid)
 
 
+class BoxMed:
+    """BoxMed-RL's question; how it wants the answer written is not published: a bare box."""
+
+    def user_text(self, query: str, source: str) -> str:
+        """Asks for the query, the same for every source."""
+        return BOXMED_QUESTION.format(target=query.strip().removesuffix("."))
+
+    def completion_text(
+        self, box_resized_px: Float64[np.ndarray, "4"], label: str | None = None
+    ) -> str:
+        """Writes the box alone."""
+        return "[" + ", ".join(map(str, rounded(box_resized_px))) + "]"
+
+    def format_score(self, text: str) -> float:
+        """Asks only that a box can be read."""
+        return float(answer.parse(text).valid)
+
+
+class ChainOfBox:
+    """VLM-R1's question and answer, with boxes in the reasoning: our reading of MedGround-R1.
+
+    Its abstract says that the Chain-of-Box template "integrates visual information of referring
+    bounding boxes into the <think> reasoning process". The released code has no such template, and
+    no output that was published with it has a box in its reasoning. Ours, therefore: the question
+    asks for the box of every region that is looked at, in the reasoning, as numbers (the pixels of
+    a region are not shown to the model again); the format is VLM-R1's, and there is such a box
+    between the first <think> and the </think> after it. Which box that is, is not judged.
+    """
+
+    def user_text(self, query: str, source: str) -> str:
+        """Asks for the region that `query` describes, the same for every source."""
+        question = VLM_R1_QUESTION.format(query=query.strip().removesuffix("."))
+        return CHAIN_OF_BOX_INSTRUCTION.format(question=question)
+
+    def completion_text(
+        self, box_resized_px: Float64[np.ndarray, "4"], label: str | None = None
+    ) -> str:
+        """Looks at the true box, the only region that is annotated, and answers with it."""
+        looked_at = ", ".join(map(str, rounded(box_resized_px)))
+        told = VlmR1().completion_text(box_resized_px, label)
+        return told.replace("<think></think>", f"<think>[{looked_at}]</think>", 1)
+
+    def format_score(self, text: str) -> float:
+        """Asks for VLM-R1's format and a box in the reasoning."""
+        _, _, rest = text.partition("<think>")
+        reasoning, closed, _ = rest.partition("</think>")
+        if not closed or _REGION.search(reasoning) is None:
+            return 0.0
+        return VlmR1().format_score(text)
+
+
 class Box:
     """The shortest prompt and answer, for the tiny model."""
 
@@ -156,7 +217,13 @@ class Box:
         return float(_BOX_FORMAT.fullmatch(text.strip()) is not None)
 
 
-TEMPLATES: dict[str, Template] = {"vlm_r1": VlmR1(), "medloc": MedLoc(), "box": Box()}
+TEMPLATES: dict[str, Template] = {
+    "vlm_r1": VlmR1(),
+    "medloc": MedLoc(),
+    "boxmed": BoxMed(),
+    "chain_of_box": ChainOfBox(),
+    "box": Box(),
+}
 
 
 def rounded(box_px: Float64[np.ndarray, "4"]) -> list[int]:

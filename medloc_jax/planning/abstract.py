@@ -27,7 +27,7 @@ from medloc_jax.training import state as states
 
 # Tokens of a prompt beside its image, chat template included, in Qwen2.5-VL's own tokenizer: the
 # longest of the paper's three questions.
-TEXT_TOKENS = {"vlm_r1": 74, "medloc": 101, "box": 25}
+TEXT_TOKENS = {"vlm_r1": 74, "medloc": 101, "boxmed": 30, "chain_of_box": 103, "box": 25}
 _QUESTION, _SOURCE = "skin lesion", "ham10000"
 
 

@@ -4,6 +4,7 @@
 
 Order: parse (resized pixels), map to the stored image, clip to it (counted), compare. To add a
 score, write one function here, enter it in `SCORES`, and give it a weight in `rewards.weights`.
+Those that look at the image are in `OF_REGIONS`, and are made only where a scorer is configured.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
 from medloc_jax.grounding import answer, boxes, prompts
+from medloc_jax.rewards import semantic
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class Scored:
     """The scores of B groups of G completions, and what they were read from.
 
     Attributes:
-        scores: name -> [B, G], every entry of SCORES.
+        scores: name -> [B, G], every entry of `names`.
         valid: [B, G] the completion has a box to score.
         clipped: [B, G] that box reached out of the image.
         boxes_px: [B, G, 4] the clipped boxes, in the stored image; NaN where not valid.
@@ -66,7 +68,21 @@ def format_score(completions: Completions) -> Float32[np.ndarray, "B G"]:
     )
 
 
+def semantic_score(
+    completions: Completions, regions: semantic.Regions
+) -> Float32[np.ndarray, "B G"]:
+    """How well the answered region fits the query; less where it is off the target."""
+    fit = semantic.fits(regions, completions.boxes_px)
+    return semantic.spatial_semantic(fit, iou(completions))
+
+
 SCORES = {"iou": iou, "format": format_score}
+OF_REGIONS = {"semantic": semantic_score}
+
+
+def names(*, of_regions: bool) -> tuple[str, ...]:
+    """The scores that are made, in order; with those of regions where a scorer is configured."""
+    return (*SCORES, *(OF_REGIONS if of_regions else ()))
 
 
 def score_completions(
@@ -74,6 +90,7 @@ def score_completions(
     target_boxes_px: Float64[np.ndarray, "B 4"],
     frames: Sequence[boxes.Frame],
     template: prompts.Template,
+    regions: semantic.Regions | None = None,
 ) -> Scored:
     """Scores B groups of G completions.
 
@@ -82,9 +99,11 @@ def score_completions(
         target_boxes_px: [B, 4] true boxes, in the stored image.
         frames: [B] sizes of the images that the prompts ask about.
         template: that the prompts were written with.
+        regions: what the scores in OF_REGIONS look at; None: they are not made.
 
     Raises:
-        ValueError: the arguments disagree about B, or the groups about G.
+        ValueError: the arguments disagree about B, or the groups about G, or a scorer gives what it
+            must not.
     """
     if not len(texts) == len(frames) == len(target_boxes_px) > 0:
         raise ValueError(
@@ -105,8 +124,11 @@ def score_completions(
                 boxes_px[row, column], clipped[row, column] = box_px, outside
 
     completions = Completions(texts, boxes_px, target_boxes_px, template)
+    made = {name: score(completions) for name, score in SCORES.items()}
+    if regions is not None:
+        made |= {name: score(completions, regions) for name, score in OF_REGIONS.items()}
     return Scored(
-        scores={name: score(completions) for name, score in SCORES.items()},
+        scores=made,
         valid=np.array([[said.valid for said in group] for group in answers]),
         clipped=clipped,
         boxes_px=boxes_px,

@@ -20,6 +20,7 @@ class Hyper(NamedTuple):
         clip_low: the ratio is clipped to at least 1 - clip_low.
         clip_high: the ratio is clipped to at most 1 + clip_high.
         learning_rate: step size of this update.
+        rivals: siblings that a completion must beat (`curriculum/rivals.py`); > 0.
     """
 
     threshold: Float32[Array | np.ndarray, "*B"]
@@ -28,6 +29,7 @@ class Hyper(NamedTuple):
     clip_low: Float32[Array | np.ndarray, ""]
     clip_high: Float32[Array | np.ndarray, ""]
     learning_rate: Float32[Array | np.ndarray, ""]
+    rivals: Float32[Array | np.ndarray, ""]
 
 
 def hyper(
@@ -38,6 +40,7 @@ def hyper(
     clip_low: ArrayLike,
     clip_high: ArrayLike,
     learning_rate: ArrayLike,
+    rivals: ArrayLike = 1.0,
 ) -> Hyper:
     """Makes a Hyper whose leaves are float32 whatever was given.
 
@@ -51,11 +54,12 @@ def hyper(
         clip_low: a number.
         clip_high: a number.
         learning_rate: a number.
+        rivals: a number; only one reward shape reads it.
 
     Raises:
         ValueError: a value is not finite, or the temperature is not above 0.
     """
-    given = (threshold, temperature, kl_weight, clip_low, clip_high, learning_rate)
+    given = (threshold, temperature, kl_weight, clip_low, clip_high, learning_rate, rivals)
     values = Hyper(*(np.asarray(value, np.float32) for value in given))
     for name, value in values._asdict().items():
         if not np.isfinite(value).all():

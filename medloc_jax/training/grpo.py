@@ -65,7 +65,7 @@ def train(job: jobs.Job) -> int:
         chain,
         batch_size=rl.prompts_per_step,
         schedule=schedule,
-        needs_reference=rl.kl_weight > 0,
+        needs_reference=rl.kl_weight > 0 and config.num_steps > 0,
     )
     if run.finished:
         run.writer.say(f"{job.workdir} is finished: {run.step} of {config.num_steps} steps")
@@ -101,6 +101,7 @@ def train(job: jobs.Job) -> int:
             run.profile.begin(step)
             hyper = rollout.hyper(
                 threshold=schedule.threshold,
+                rivals=schedule.rivals,
                 temperature=rl.temperature,
                 kl_weight=rl.kl_weight,
                 clip_low=rl.clip_low,
@@ -112,9 +113,9 @@ def train(job: jobs.Job) -> int:
             # Read and score the answers while the devices go on.
             watchdog.mark("score", step)
             texts = job.texts(sharding.local_rows(drawn.sampled.completions))
-            scored = scores.score_completions(
-                texts, drawn.batch.target_boxes_px, drawn.batch.frames, job.template
-            )
+            targets, frames = drawn.batch.target_boxes_px, drawn.batch.frames
+            regions = job.regions(drawn.batch)  # None, unless a score looks at the images
+            scored = scores.score_completions(texts, targets, frames, job.template, regions)
             watchdog.mark("gather", step)  # of one that still scores, the others say that they wait
             if end_step_before is not None and end_step_before():
                 break
@@ -221,7 +222,8 @@ def make_update(job: jobs.Job, chain: Any, reward_shape: str) -> Any:
         raw: Mapping[str, Float[Array, "B G"]],
         hyper: rollout.Hyper,
     ) -> tuple[states.TrainState, dict[str, Array], Float[Array, "B G"]]:
-        reward, terms = combine.combine(raw, jnp.asarray(hyper.threshold), weights, reward_shape)
+        threshold, rivals = jnp.asarray(hyper.threshold), jnp.asarray(hyper.rivals)
+        reward, terms = combine.combine(raw, threshold, weights, reward_shape, rivals)
         advantage = advantages.group_advantages(reward, std=rl.advantage_std)
         signal = advantages.has_signal(reward)
         whole = losses.denominators(taken.completion_mask)
@@ -281,7 +283,7 @@ def _programs(job: jobs.Job, run: session.Session, chain: Any, schedule: Schedul
     made = grpo_programs.make_programs(job, grpo_step, run.placement)
     evaluate = jobs.Evaluator(job, made.encode)
     tasks = evaluate.tasks(run.params)
-    for bucket in job.buckets:
+    for bucket in job.buckets if job.config.num_steps else ():
         args = (run.state, run.frozen, run.reference, bucket)
         tasks += grpo_programs.compile_tasks(job, made, *args).values()
     run.writer.say(programs.compile_all(tasks, job.buckets))

@@ -91,7 +91,8 @@ def compile_tasks(
         reference_logprobs=floats if reference is not None else None,
         sampler_logprobs=floats if rl.sample_ahead and rl.importance_cap > 0 else None,
     )
-    raw = dict.fromkeys(scores.SCORES, programs.struct(mesh, shape[:2], jnp.float32))
+    scored = scores.names(of_regions=bool(job.config.rewards.semantic_scorer))
+    raw = dict.fromkeys(scored, programs.struct(mesh, shape[:2], jnp.float32))
     tasks = {
         "encode_images": (made.encode, (params, inputs)),
         "sample_groups": (made.sample, (params, inputs, features, number, number, one)),

@@ -22,6 +22,7 @@ from medloc_jax.grounding import prompts
 from medloc_jax.model import attention, geometry, qwen2_5_vl
 from medloc_jax.model import config as model_config
 from medloc_jax.model.tokenizer import Tokenizer
+from medloc_jax.rewards import semantic
 from medloc_jax.sampling import groups
 from medloc_jax.training import optimizer, programs, state
 
@@ -58,6 +59,13 @@ class Job:
     def template(self) -> prompts.Template:
         """The prompt and answer format."""
         return prompts.TEMPLATES[self.loader.template]
+
+    def regions(self, batch: batching.Batch) -> semantic.Regions | None:
+        """What the scores that look at images are given; None without a configured scorer."""
+        scorer = semantic.load_scorer(self.config.rewards.semantic_scorer)
+        if scorer is None or batch.pictures is None:
+            return None
+        return semantic.Regions(scorer, batch.pictures, [one.query for one in batch.examples])
 
     def rules(self, *, group_size: int, greedy: bool) -> groups.SamplingRules:
         """How this run samples, or decodes greedily."""

@@ -46,6 +46,7 @@ class Session:
         ahead: completions that were drawn before the update of the step before theirs, by step;
             those of the step after `step` are saved, for they cannot be drawn again.
         save_seconds: what the last save took.
+        evaluated: whether a run of no steps has done what it is for; it saves no checkpoint.
     """
 
     job: jobs.Job
@@ -66,6 +67,7 @@ class Session:
     clock: speed.DeviceClock
     ahead: rollouts.Ahead = dataclasses.field(default_factory=dict)
     save_seconds: float = 0.0
+    evaluated: bool = False
 
     @property
     def params(self) -> Params:
@@ -75,7 +77,8 @@ class Session:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return self.step >= self.job.config.num_steps and self.pending is None
+        at_end = self.step >= self.job.config.num_steps and self.pending is None
+        return at_end and (self.step > 0 or self.evaluated)
 
     def is_due(self, step: int) -> bool:
         """Whether a step ends with an evaluation or a checkpoint."""
@@ -102,6 +105,7 @@ class Session:
             return True
         metrics = {**(self.pending or {}), **evaluation}
         self.log(self.step, metrics)
+        self.evaluated = True
         if self.pending is not None:
             self.pending = None
             self.save(self.step, metrics, final=self.finished)

@@ -151,6 +151,7 @@ def _programs(job: jobs.Job, run: session.Session, chain: Any):
     update = make_program(job, chain, run.placement)
     evaluate = jobs.Evaluator(job, programs.encode_program(job.model, job.mesh))
     tasks = evaluate.tasks(run.params)
-    tasks += [(update, compile_args(job, run.state, run.frozen, b)) for b in job.buckets]
+    steps = job.buckets if job.config.num_steps else ()
+    tasks += [(update, compile_args(job, run.state, run.frozen, bucket)) for bucket in steps]
     run.writer.say(programs.compile_all(tasks, job.buckets))
     return update, evaluate

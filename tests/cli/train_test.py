@@ -11,7 +11,7 @@ import small_runs
 from PIL import Image
 
 from medloc_jax.cli import main
-from medloc_jax.training import grpo
+from medloc_jax.training import grpo, grpo_programs
 from medloc_jax.training import job as jobs
 
 
@@ -209,7 +209,8 @@ def test_a_truncated_image_is_named_when_its_turn_comes(
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
     evaluator = jobs.Evaluator.__new__(jobs.Evaluator)
-    monkeypatch.setattr(grpo, "_programs", lambda *args: (None,) * 4 + (evaluator,))  # none runs
+    made = grpo_programs.Programs(*[None] * len(grpo_programs.Programs._fields))  # none runs
+    monkeypatch.setattr(grpo, "_programs", lambda *args: (made, evaluator))
     path = _manifest(tmp_path / "data", cut)
     argv = _grpo_arguments(tmp_path / "run", preset, weights, path)
     error = _error(capsys, [*argv, "--config.eval.at_start=False"])

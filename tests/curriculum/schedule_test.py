@@ -32,7 +32,7 @@ def test_a_whole_config_is_accepted(name):
     with options.unlocked():
         options.schedule = name
     made = make_schedule(options.schedule, num_steps=100, **options)
-    assert made.reward_shape in ("hit", "raw_iou", "iou_if_hit")
+    assert made.reward_shape in ("hit", "raw_iou", "iou_if_hit", "rivals")
     assert made.state_dict()["schedule"] == name
     thresholds = made.thresholds(["a", "b"])
     assert thresholds.dtype == np.float32

@@ -5,9 +5,11 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medloc_jax.data import batching
 from medloc_jax.grounding import answer, boxes
+from medloc_jax.model import geometry
 
 
 def test_the_shape_is_known_without_the_image(rows, loader):
@@ -30,6 +32,21 @@ def test_augmented_rows_keep_their_shape_and_depend_on_the_position(rows, loader
     plain = changing(rows[0])
     assert plain.target_box_px.tolist() == list(rows[0].box_px)
     assert (plain.packed.pixel_values == loader(rows[0]).packed.pixel_values).all()
+
+
+def test_pictures_are_handed_on_as_the_model_sees_them_where_asked_for(rows, loader, buckets):
+    showing = dataclasses.replace(loader, augment=("hflip", "vflip"), pictures=True)
+    loaded = [showing(row, position) for position, row in enumerate(rows[:4])]
+    batch = batching.make_batch(loaded, [True] * 4, buckets[-1], showing)
+    for row, picture in zip(rows, batch.pictures, strict=False):
+        assert picture.shape == (row.height, row.width, 3) and picture.dtype == np.uint8
+    for picture, row in zip(batch.pictures, loaded, strict=True):
+        image = showing.processor(Image.fromarray(picture))
+        ids = showing._prompt_ids(row.example, image[1])
+        packed = geometry.pack_row(ids, [image], showing.config)
+        assert (packed.pixel_values == row.packed.pixel_values).all()
+    plain = [dataclasses.replace(showing, pictures=False)(row, 0) for row in rows[:1]]
+    assert batching.make_batch(plain, [True], buckets[-1], loader).pictures is None
 
 
 def test_the_frame_maps_between_the_stored_and_the_resized_image(rows, loader):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medloc_jax.evaluation import metrics, plot_style
+from medloc_jax.evaluation import metrics, plot_style, results, run_folder
 
 
 def _ious(rng, n, mean):
@@ -137,5 +137,45 @@ def make_run(tmp_path):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metrics.jsonl").write_text(lines)
         return folder
+
+    return make
+
+
+@pytest.fixture
+def make_experiment():
+    """Returns a function that makes an experiment in memory: nothing of it lies on disk."""
+
+    def make(ious, *, method="medloc", data_set="synthetic", seeds=(42, 43, 44), rows=(), **config):
+        """`ious`: [n], the same for every seed, or one such list a seed."""
+        by_seed = np.broadcast_to(np.asarray(ious, float), (len(seeds), np.shape(ious)[-1]))
+        finals = []
+        for seed, values in zip(seeds, by_seed, strict=True):
+            lines = [
+                {
+                    "id": f"e{index}",
+                    "boxes_px": [[0.0, 0.0, 10.0, 10.0]],
+                    "target_boxes_px": [[0.0, 0.0, 10.0, 10.0 + index]],
+                    "iou": float(value),
+                    "completion": "[0,0,10,10]",
+                    "valid": True,
+                    "label": "ab"[index % 2],
+                }
+                for index, value in enumerate(values)
+            ]
+            summary = metrics.summarize(values, np.ones(len(values), bool), seed=0, num_bootstrap=0)
+            folder = Path("runs", method, str(seed))
+            evaluation = run_folder.Evaluation("test", 9, folder / "eval", summary)
+            settings = {
+                "method": "sft" if method == "sft" else "grpo",
+                "label": method,
+                "seed": seed,
+                "num_steps": 9,
+                "rl": {"group_size": 8, "prompts_per_step": 4},
+                "sft": {"batch_size": 4},
+                "data": {"manifest": "synthetic"},
+            }
+            run = run_folder.Run(folder, settings | config, tuple(rows), (), (evaluation,), ())
+            finals.append(results.Final(run, evaluation, lines))
+        return results.Experiment(method, results.title(method), data_set, tuple(finals))
 
     return make

@@ -60,6 +60,11 @@ def test_answers_are_mapped_to_the_stored_image_and_filling_rows_dropped():
     assert by_id["a"]["iou"] == 1.0 and by_id["a"]["boxes_px"] == [[20.0, 10.0, 60.0, 40.0]]
     assert by_id["a"]["target_boxes_px"] == [[20.0, 10.0, 60.0, 40.0]]
     assert by_id["a"]["reason"] == "" and by_id["a"]["label"] == "nv"
+    assert (by_id["a"]["source"], by_id["a"]["width"], by_id["a"]["height"]) == (
+        "synthetic",
+        100,
+        50,
+    )
     assert not by_id["b"]["valid"] and by_id["b"]["iou"] == 0.0 and by_id["b"]["boxes_px"] == []
     assert by_id["b"]["completion"] == "nothing" and by_id["b"]["reason"]
     assert by_id["c"]["boxes_px"] == [[20.0, 10.0, 60.0, 50.0]]  # clipped to the image

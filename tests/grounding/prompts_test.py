@@ -47,6 +47,30 @@ def test_medloc_asks_by_data_set():
     assert other.endswith("how you determined the bounding box.")
 
 
+def test_boxmed_asks_verbatim_and_nothing_else():
+    template = prompts.TEMPLATES["boxmed"]
+    want = "Provide the bounding box for skin lesion."
+    assert template.user_text("skin lesion", "ham10000") == want
+    assert template.user_text(" skin lesion. ", "busi") == want
+
+
+def test_chain_of_box_wants_a_box_in_the_reasoning():
+    template = prompts.TEMPLATES["chain_of_box"]
+    asked = template.user_text("skin lesion", "ham10000")
+    assert asked.startswith(prompts.VLM_R1_QUESTION.format(query="skin lesion"))
+    assert "in <think> </think> tags, in which you write the bounding box of every" in asked
+    text = template.completion_text(BOX, "nv")
+    assert text.startswith("<think>[10, 21, 30, 42]</think><answer>```json\n")
+    assert template.format_score(text) == 1.0
+    assert template.format_score(GOOD) == 0.0  # VLM-R1's format alone
+    assert template.format_score(GOOD.replace("spot", "spot [1, 2, 3, 4]")) == 1.0
+    # One after the reasoning is none in it.
+    assert template.format_score(GOOD.replace("\n<", " [1, 2, 3, 4]\n<")) == 0.0
+    assert template.format_score(text.replace("</think>", "")) == 0.0
+    other = text.replace("<think>[10, 21, 30, 42]", "<think>[1, 1, 9, 9]")
+    np.testing.assert_array_equal(answer.parse(other).box, [10, 21, 30, 42])
+
+
 def test_queries_with_braces_are_taken_as_they_are():
     for template in prompts.TEMPLATES.values():
         assert "{odd} {0}" in template.user_text("{odd} {0}", "synthetic")
@@ -66,7 +90,7 @@ def test_targets_parse_back_and_have_their_format(name, label):
 def test_targets_are_written_as_the_template_writes_them():
     write = {name: t.completion_text(BOX, "nv") for name, t in prompts.TEMPLATES.items()}
     assert write["box"] == "[10,21,30,42]"
-    assert write["medloc"] == "[10, 21, 30, 42]"
+    assert write["medloc"] == write["boxmed"] == "[10, 21, 30, 42]"
     assert write["vlm_r1"] == (
         "<think></think><answer>```json\n"
         '[{"bbox_2d": [10, 21, 30, 42], "label": "nv"}]\n```</answer>'

@@ -87,6 +87,7 @@ def test_nothing_compiles_after_the_start(tmp_path, monkeypatch, caplog, compila
             "clip_low": 0.2 - 0.1 * share,
             "clip_high": 0.2 + 0.1 * share,
             "learning_rate": 1e-3 * (1 - share),
+            "rivals": 1 + 5 * share,
         }
         moved.append(values)
         return make(**values)
@@ -112,7 +113,7 @@ def test_nothing_compiles_after_the_start(tmp_path, monkeypatch, caplog, compila
         assert grpo.train(job) == 0
     compiled, compilations.count = compilations.count, None
     assert len(moved) == STEPS and len(set(used)) > 1
-    for name in ("threshold", "temperature", "kl_weight", "clip_low", "clip_high"):
+    for name in ("threshold", "temperature", "kl_weight", "clip_low", "clip_high", "rivals"):
         assert len({values[name] for values in moved}) == STEPS
     assert "was not compiled for" not in caplog.text
     assert compiled == 0

@@ -13,14 +13,15 @@ VALUES = {
     "clip_low": 0.2,
     "clip_high": 0.2,
     "learning_rate": 1e-6,
+    "rivals": 2.0,
 }
 
 
 def test_every_leaf_is_a_strong_float32_scalar():
     for given in (0.3, 1, np.float64(0.3)):
         leaves = rollout.hyper(**VALUES | {"threshold": given})
-        assert [leaf.dtype for leaf in leaves] == [np.float32] * 6
-        assert [leaf.shape for leaf in leaves] == [()] * 6
+        assert [leaf.dtype for leaf in leaves] == [np.float32] * 7
+        assert [leaf.shape for leaf in leaves] == [()] * 7
 
 
 def test_new_values_do_not_trace_again():
