@@ -1,6 +1,13 @@
 # SPDX-FileCopyrightText: The medloc_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""`medloc report WORKDIR... [--out=DIR]`: curves, tables and pictures of one run, or of several."""
+"""Curves, tables and pictures of one run, or of several side by side.
+
+    medloc report WORKDIR [WORKDIR ...] [--out=DIR] [--allow=budget,split] [--reference=METHOD]
+        [--split=NAME] [--gallery_mb=6]
+
+A WORKDIR is a run's folder, or a sweep's, which stands for its finished runs. Runs on different
+test examples or with different budgets are refused unless --allow names what may differ.
+"""
 
 from collections.abc import Sequence
 
@@ -8,7 +15,7 @@ from absl import flags
 
 from medloc_jax import storage
 
-_USAGE = "write `medloc report WORKDIR [WORKDIR ...] [--out=DIR]`"
+_USAGE = "write `medloc report WORKDIR [WORKDIR ...] [--out=DIR] [--allow=budget,split]`"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,6 +34,19 @@ def main(argv: Sequence[str]) -> int:
     flags.DEFINE_string(
         "out", None, "folder of the report; default: WORKDIR/report", flag_values=values
     )
+    flags.DEFINE_list("allow", [], "budget, split: in what the runs may differ", flag_values=values)
+    flags.DEFINE_string(
+        "reference", "", "method less every other in the tests; default: medloc", flag_values=values
+    )
+    flags.DEFINE_string(
+        "split", "", "that is compared; default: test where a run has it", flag_values=values
+    )
+    flags.DEFINE_float(
+        "gallery_mb",
+        6.0,
+        "limit of the images in the page's gallery of predictions, in 10^6 bytes",
+        flag_values=values,
+    )
     try:
         workdirs = values(["report", *argv])[1:]
     except flags.Error as error:
@@ -34,12 +54,13 @@ def main(argv: Sequence[str]) -> int:
     if not workdirs:
         raise ValueError(f"no workdir is named: {_USAGE}")
     try:
-        from medloc_jax.evaluation import report  # here: matplotlib is an extra, and slow to load
+        # Here: matplotlib and scipy are an extra, and slow to load.
+        from medloc_jax.evaluation import report, result_tables
     except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
+        if error.name not in ("matplotlib", "scipy"):
             raise
         raise ValueError(
-            "the report needs matplotlib: install it with `pip install medloc_jax[report]`"
+            f"the report needs {error.name}: install it with `pip install medloc_jax[report]`"
         ) from error
     if any(storage.is_remote(path) for path in (*workdirs, values.out or "")):
         if values.out is None or storage.is_remote(values.out):
@@ -49,6 +70,9 @@ def main(argv: Sequence[str]) -> int:
             str(storage.local_copy(path, lambda name: not name.startswith("checkpoints/")))
             for path in workdirs
         ]
-    for path in report.write_report(workdirs, values.out):
+    options = result_tables.Options(
+        [name for name in values.allow if name], values.reference, values.split
+    )
+    for path in report.write_report(workdirs, values.out, options, values.gallery_mb):
         print(path)
     return 0

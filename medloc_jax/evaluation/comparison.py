@@ -4,65 +4,59 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from medloc_jax.evaluation import plots, run_folder, tables
+from medloc_jax.evaluation import figures, plots, result_tables, results, run_folder, tables
 from medloc_jax.evaluation.document import Block, Bullets, Heading, Picture, Table, Text
 
 
-def blocks(runs: Sequence[run_folder.Run], out: Path) -> list[Block]:
-    """The comparison of several runs; draws its PNG into `out`."""
+def blocks(
+    runs: Sequence[run_folder.Run],
+    out: Path,
+    made: result_tables.Tables,
+    lacking: Sequence[str],
+) -> list[Block]:
+    """The comparison of several runs; draws its PNG into `out`.
+
+    Args:
+        runs: all runs.
+        out: folder of the report.
+        made: the tables of these runs.
+        lacking: a line for each run that should be among them and is not.
+    """
     groups = run_folder.groups_by_seed(runs)
-    labels = group_labels(groups)
-    missing = [f"{run.name}: {note}" for run in runs for note in run.missing]
-    result: list[Block] = [Heading(f"Comparison of {len(runs)} runs", 1)]
+    labels = results.group_labels(groups)
+    names = {run.folder: name for run, name in zip(runs, results.run_names(runs), strict=True)}
+    missing = [*lacking, *(f"{names[run.folder]}: {note}" for run in runs for note in run.missing)]
+    result: list[Block] = [Heading(f"Comparison of {len(runs)} runs", 1), *made.blocks()]
     splits = sorted({split for run in runs for split in run.splits() if run.of_split(split)})
     if not splits:
         missing.append("eval/*/metrics.json in every run: there is no table to compare")
     for split in splits:
-        result += [Heading(f"Last evaluation, {split} split"), _runs_table(groups, labels, split)]
-        if any(len(group) > 1 for group in groups):
-            result += [
-                Text("Mean ± sample standard deviation over runs that differ only in the seed:"),
-                _seeds_table(groups, labels, split),
-            ]
-        result.append(
-            Text("Per cent. The floor is what always answering the median training box scores.")
-        )
-        without = [run.name for run in runs if not run.of_split(split)]
+        result += [
+            Heading(f"Every run's last evaluation, {split} split"),
+            _runs_table(groups, labels, names, split),
+            Text("Per cent. The floor is what always answering the median training box scores."),
+        ]
+        without = [name for run, name in zip(runs, names.values(), strict=True)
+                   if not run.of_split(split)]  # fmt: skip
         missing += [f"{name}: no evaluation of {split}" for name in without]
+    missing += [note for note in made.missing if note not in missing]
     picture = _picture(groups, labels, out)
     if picture:
         result += [Heading("Curves"), picture]
     else:
         missing.append("metrics.jsonl in every run: there are no curves to compare")
+    result += figures.blocks(runs, out, missing)
     if missing:
         result += [Heading("Not there"), Bullets(missing)]
     return result
 
 
-def group_labels(groups: Sequence[Sequence[run_folder.Run]]) -> list[str]:
-    """A name for each group: its method, and where that is not enough, the settings that differ."""
-    methods = [group[0].method for group in groups]
-    flat = [_flatten(group[0].config) for group in groups]
-    labels = []
-    for index, method in enumerate(methods):
-        rivals = [other for other, name in enumerate(methods) if name == method]
-        keys = sorted({key for other in rivals for key in flat[other] if key != "seed"})
-        differing = [key for key in keys if len({str(flat[o].get(key)) for o in rivals}) > 1]
-        if len(rivals) > 1:
-            settings = ", ".join(f"{key}={flat[index].get(key)}" for key in differing[:3])
-            method = f"{method} ({settings or groups[index][0].name})"
-        labels.append(method)
-    # Two groups may still share a name, when more than three settings differ.
-    return [
-        label if labels.count(label) == 1 else f"{label} [{group[0].name}]"
-        for label, group in zip(labels, groups, strict=True)
-    ]
-
-
 def _runs_table(
-    groups: Sequence[Sequence[run_folder.Run]], labels: Sequence[str], split: str
+    groups: Sequence[Sequence[run_folder.Run]],
+    labels: Sequence[str],
+    names: Mapping[Path, str],
+    split: str,
 ) -> Table:
     header = [
         "run", "method", "seed", "step", "threshold", "examples", *tables.MEASURES.values()
@@ -75,7 +69,7 @@ def _runs_table(
             last = run.of_split(split)[-1]
             seed = "-" if run.seed is None else str(run.seed)
             rows.append(
-                [run.name, label, seed, str(last.step), _threshold_reached(run)]
+                [names[run.folder], label, seed, str(last.step), _threshold_reached(run)]
                 + tables.measures(last.metrics)
             )
             if last.floor:
@@ -83,23 +77,6 @@ def _runs_table(
     # Runs on the same data have one floor; where it differs, so do the data, and each is shown.
     unique = [list(floor) for floor in dict.fromkeys(map(tuple, floors))]
     return Table(header, rows + unique)
-
-
-def _seeds_table(
-    groups: Sequence[Sequence[run_folder.Run]], labels: Sequence[str], split: str
-) -> Table:
-    rows = []
-    for group, label in zip(groups, labels, strict=True):
-        last = [run.of_split(split)[-1].metrics for run in group if run.of_split(split)]
-        if last:
-            rows.append(
-                [label, str(len(last))]
-                + [
-                    tables.mean_and_deviation([m[name] for m in last if name in m])
-                    for name in tables.MEASURES
-                ]
-            )
-    return Table(["method", "runs", *tables.MEASURES.values()], rows)
 
 
 def _picture(
@@ -156,13 +133,3 @@ def _curve(run: run_folder.Run, key: str) -> run_folder.Series:
 def _threshold_reached(run: run_folder.Run) -> str:
     series = _curve(run, "threshold")
     return f"{series.values[-1]:g}" if len(series.values) else "-"
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -26,8 +26,11 @@ PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#888888"
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 DASHES = ("-", "--", ":", "-.")
 FLOOR_DASHES = (0, (5, 3))
+# Seven colours, four dashes and eleven markers: the first repetition of all three is far off.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 
 _WIDTH_INCHES = 9.0
+NARROW_INCHES = 6.4  # of a figure whose letters are to be read on a phone
 _DPI = 150
 _STYLE: dict[Any, Any] = {
     "font.size": 11.0,
@@ -59,11 +62,23 @@ def trailing_mean(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndar
     return (sums[end] - sums[start]) / (end - start)
 
 
+def line_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, dashes and marker of each name: no two alike among the first 77, dashes by sevens."""
+    return {
+        name: {
+            "color": CYCLE[index % len(CYCLE)],
+            "linestyle": DASHES[(index // len(CYCLE)) % len(DASHES)],
+            "marker": MARKERS[index % len(MARKERS)],
+        }
+        for index, name in enumerate(dict.fromkeys(names))
+    }
+
+
 @contextlib.contextmanager
-def figure_file(path: Path, *, height: float) -> Iterator[Figure]:
-    """A figure of the common width in the common style, saved when the block ends."""
+def figure_file(path: Path, *, height: float, width: float = _WIDTH_INCHES) -> Iterator[Figure]:
+    """A figure in the common style (inches, the common width by default), saved at the end."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
         yield figure
         figure.savefig(path, format="png")
 
@@ -131,10 +146,11 @@ def legend_above(figure: Figure, columns: int | None = None) -> None:
             entries.values(),
             entries.keys(),
             loc="outside upper left",
-            ncols=columns or fitting_columns(list(entries)),
+            ncols=columns or fitting_columns(list(entries), figure.get_figwidth()),
         )
 
 
-def fitting_columns(labels: Sequence[str]) -> int:
-    """Legend columns that fit the figure's width, at about 105 characters and 8 for each handle."""
-    return max(1, min(len(labels) + 1, 105 // (8 + max(map(len, labels)))))
+def fitting_columns(labels: Sequence[str], width: float = _WIDTH_INCHES) -> int:
+    """Legend columns that fit `width` inches: 11.7 characters an inch, and 8 for each handle."""
+    characters = int(width * 105 / _WIDTH_INCHES)
+    return max(1, min(len(labels) + 1, characters // (8 + max(map(len, labels)))))

@@ -17,9 +17,12 @@ from medloc_jax.evaluation import (
     comparison,
     contact_sheet,
     document,
+    gallery,
     plot_style,
     plots,
+    result_tables,
     run_folder,
+    sweep_folder,
     tables,
 )
 from medloc_jax.evaluation.document import Block, Bullets, Heading, Picture, Table, Text
@@ -27,31 +30,41 @@ from medloc_jax.evaluation.document import Block, Bullets, Heading, Picture, Tab
 SHEET_COLUMNS = 4  # images of each kind on the contact sheet
 _SHEET_SEED = 0
 _LONGEST_TEXT = 160  # characters of a completion shown in a table
+_NOT_THERE = Heading("Not there")
 
 
 def write_report(
-    workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None
+    workdirs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    options: result_tables.Options = result_tables.Options(),  # noqa: B008
+    gallery_megabytes: float = gallery.DEFAULT_MEGABYTES,
 ) -> list[Path]:
-    """Writes report.md, report.html and their PNGs.
+    """Writes report.md, report.html and their PNGs, and the tables as results.md, .tex and .csv.
 
     Args:
-        workdirs: one run's folder for its report, several for a comparison.
+        workdirs: one run's folder for its report, several for a comparison; a sweep's folder
+            stands for its finished runs.
         out: folder of the report. Default: WORKDIR/report; for several, `report` in the deepest
             folder that holds them all.
+        options: what is compared, and what may differ.
+        gallery_megabytes: limit of the images in the page's gallery of predictions.
 
     Returns:
         The files written, report.md and report.html first.
 
     Raises:
-        ValueError: no workdir, a folder without metrics, a broken file, or no place to write to.
+        ValueError: no workdir, a folder without metrics, a broken file, no place to write to, or
+            runs that are not comparable.
     """
     if not workdirs:
         raise ValueError("no workdir given; name the --workdir of one run or of several")
     folders = list(dict.fromkeys(Path(workdir).resolve() for workdir in workdirs))
-    runs = [run_folder.load(folder) for folder in folders]
+    chosen, lacking = sweep_folder.expand(folders)
+    runs = [run_folder.load(folder) for folder in chosen]
+    made = result_tables.of_runs(runs, options)
     if out is not None:
         out = Path(out)
-    elif len(runs) == 1:
+    elif len(folders) == 1:
         out = folders[0] / "report"
     else:
         common = Path(os.path.commonpath(folders))
@@ -60,16 +73,26 @@ def write_report(
         out = common / "report"
     out.mkdir(parents=True, exist_ok=True)
 
-    blocks = run_blocks(runs[0], out) if len(runs) == 1 else comparison.blocks(runs, out)
+    if len(runs) == 1:
+        blocks = run_blocks(runs[0], out, made, lacking)
+    else:
+        blocks = comparison.blocks(runs, out, made, lacking)
+    predictions = gallery.build(runs, megabytes=gallery_megabytes)
+    if predictions is not None:
+        before = blocks.index(_NOT_THERE) if _NOT_THERE in blocks else len(blocks)
+        blocks.insert(before, predictions)
     pictures = [out / block.file for block in blocks if isinstance(block, Picture)]
-    _replace(out / "report.md", document.to_markdown(blocks))
-    _replace(out / "report.html", document.to_html(blocks, out))
-    return [out / "report.md", out / "report.html", *pictures]
+    document.replace(out / "report.md", document.to_markdown(blocks))
+    document.replace(out / "report.html", document.to_html(blocks, out))
+    written = result_tables.write(made, out)
+    return [out / "report.md", out / "report.html", *pictures, *written]
 
 
-def run_blocks(run: run_folder.Run, out: Path) -> list[Block]:
+def run_blocks(
+    run: run_folder.Run, out: Path, made: result_tables.Tables, lacking: Sequence[str]
+) -> list[Block]:
     """The report of one run; draws its PNGs into `out`."""
-    missing = list(run.missing)
+    missing = [*run.missing, *lacking]
     sections: list[Callable[[run_folder.Run, Path, list[str]], list[Block]]] = [
         _evaluations,
         *([_losses] if run.is_sft else [_reward_and_threshold]),
@@ -81,8 +104,9 @@ def run_blocks(run: run_folder.Run, out: Path) -> list[Block]:
     blocks: list[Block] = [Heading(f"Report of {run.name}", 1), Table(*tables.facts(run))]
     for section in sections:
         blocks += section(run, out, missing)
+    blocks += made.blocks()
     if missing:
-        blocks += [Heading("Not there"), Bullets(missing)]
+        blocks += [_NOT_THERE, Bullets(missing)]
     return blocks
 
 
@@ -227,7 +251,7 @@ def _contact_sheet(run: run_folder.Run, out: Path, missing: list[str]) -> list[B
         f"{last.split}, step {last.step}: the best, median and worst answers, and a random draw "
         "from the rest. Green: true box; orange, dashed: predicted."
     )
-    return [Heading("Images"), Picture("examples.png", caption)]
+    return [Heading("Images"), Picture("examples.png", caption, photo=True)]
 
 
 def _group_health(run: run_folder.Run, out: Path, missing: list[str]) -> list[Block]:
@@ -297,10 +321,3 @@ def _sheet(prediction: dict[str, Any], image_path: Path) -> contact_sheet.Cell:
 
 def _ious(predictions: Sequence[dict[str, Any]]) -> Float[np.ndarray, " n"]:
     return np.asarray([p["iou"] if p["valid"] else 0.0 for p in predictions], np.float64)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

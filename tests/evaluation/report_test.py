@@ -9,7 +9,15 @@ import pytest
 from PIL import Image
 
 from medloc_jax.cli import report as report_verb
-from medloc_jax.evaluation import comparison, contact_sheet, plot_style, report, run_folder, tables
+from medloc_jax.evaluation import (
+    contact_sheet,
+    plot_style,
+    report,
+    result_tables,
+    results,
+    run_folder,
+    tables,
+)
 
 
 def _section(markdown, heading):
@@ -25,9 +33,12 @@ def test_report_of_a_grpo_run_has_every_picture_and_the_numbers_of_its_files(mak
     folder = make_run("run", num_steps=120)
     paths = report.write_report([folder])
     out = folder / "report"
-    assert {path.name for path in paths} == {
+    assert {path.name for path in paths if path.parent == out} == {
         "report.md",
         "report.html",
+        "results.md",
+        "results.tex",
+        "results.csv",
         "reward_and_threshold.png",
         "accuracy.png",
         "iou_histogram.png",
@@ -59,7 +70,8 @@ def test_html_is_one_page_that_needs_no_other_file(make_run):
     folder = make_run("run")
     page = report.write_report([folder])[1].read_text()
     assert page.count("data:image/png;base64,") == 6
-    assert not re.findall(r'src="(?!data:)', page) and "<script" not in page
+    # Two scripts, both the page's own: the gallery's data and what pages through it.
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page) and page.count("<script") == 2
     assert "&lt;b&gt;|*[1,2" in page and "<b>" not in page  # a completion is text, never markup
 
 
@@ -134,18 +146,18 @@ def test_comparison_takes_mean_and_deviation_over_seeds_only(make_run, tmp_path)
         make_run("fixed", schedule="fixed"),
         make_run("big", group_size=16),
     ]
-    paths = report.write_report(runs)
-    assert [path.name for path in paths] == ["report.md", "report.html", "comparison.png"]
+    paths = report.write_report(runs, options=result_tables.Options(allow=["budget"]))
+    assert [path.name for path in paths[:3]] == ["report.md", "report.html", "comparison.png"]
     assert paths[0].parent == tmp_path / "report"
-    text = _section(paths[0].read_text(), "Last evaluation, test split")
-    rows = _rows(text)
+    rows = _rows(_section(paths[0].read_text(), "Results on synthetic"))
     a50 = [json.loads((run / "eval/test-119/metrics.json").read_text())["a50"] for run in runs[:2]]
     mean = f"{100 * np.mean(a50):.1f} ± {100 * np.std(a50, ddof=1):.1f}"
-    seeds = next(row for row in rows if row[:2] == ["medloc (rl.group_size=8)", "2"])
-    assert seeds[2] == mean
-    assert any(row[:2] == ["medloc (rl.group_size=16)", "1"] for row in rows)
+    seeds = next(row for row in rows if row[:2] == ["MedLoc (piecewise), rl.group_size=8", "2"])
+    assert re.sub("</?[bu]>", "", seeds[2]) == mean
+    assert any(row[:2] == ["MedLoc (piecewise), rl.group_size=16", "1"] for row in rows)
+    rows = _rows(_section(paths[0].read_text(), "Every run's last evaluation, test split"))
     row = next(row for row in rows if row[0] == "medloc1")
-    assert row[1:6] == ["medloc (rl.group_size=8)", "1", "119", "0.7", "80"]
+    assert row[1:6] == ["MedLoc (piecewise), rl.group_size=8", "1", "119", "0.7", "80"]
     assert sum(row[0] == "floor" for row in rows) == 1
 
 
@@ -177,8 +189,9 @@ def test_group_labels_are_unique_and_say_what_differs(make_run):
         make_run("sft", method="sft")
     ]
     groups = run_folder.groups_by_seed([run_folder.load(folder) for folder in folders])
-    labels = comparison.group_labels(groups)
-    assert labels == ["medloc (rl.group_size=4)", "medloc (rl.group_size=8)", "sft"]
+    labels = results.group_labels(groups)
+    sizes = [f"MedLoc (piecewise), rl.group_size={size}" for size in (4, 8)]
+    assert labels == [*sizes, "SFT"]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 7, 16, 17, 100])
