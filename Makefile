@@ -25,7 +25,7 @@ PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 # Everything that needs no torch, no real checkpoint, no TPU compiler and no minutes.
 FAST := not (parity or slow or soak or weights or tpu_compile)
 
-.PHONY: venv demo test unit parity tpu-compile faults layouts soak lint bench clean
+.PHONY: venv demo test unit page parity tpu-compile faults layouts soak lint bench clean
 
 venv: $(INSTALLED)
 
@@ -52,6 +52,10 @@ test: $(INSTALLED)
 
 unit: $(INSTALLED)
 	$(BIN)/python -m pytest -m "$(FAST) and not (multiprocess or resume)"
+
+# The report's page as a reader has it: needs Chromium (apt-get install chromium, or CHROMIUM=/path).
+page: $(INSTALLED)
+	$(BIN)/python -m pytest -rs tests/evaluation/page_test.py
 
 # torch is named with its version, and installed before anything can ask for "torch": a plain
 # "torch" may bring several GB of CUDA libraries, which parity on a CPU does not use.
