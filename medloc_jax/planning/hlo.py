@@ -144,9 +144,19 @@ class Listing:
         condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
         lines = self.computations.get(condition[1], {}) if condition else {}
         root = next((line for line in lines.values() if line.is_root), None)
+        given = {}  # what a fused condition is called with, by its parameters' names
+        if root is not None and root.opcode == "fusion":
+            called = re.search(r"calls=%?([\w.\-]+)", root.rest)
+            outer, operands = lines, root.operands
+            lines = self.computations.get(called[1], {}) if called else {}
+            for name, line in lines.items():
+                number = re.match(r"(\d+)\)", line.rest) if line.opcode == "parameter" else None
+                if number and int(number[1]) < len(operands):
+                    given[name] = outer.get(operands[int(number[1])])
+            root = next((line for line in lines.values() if line.is_root), None)
         if root is None or root.opcode != "compare" or "direction=LT" not in root.rest:
             return None
-        sides = [lines[name] for name in root.operands if name in lines]
+        sides = [given.get(name) or lines[name] for name in root.operands if name in lines]
         bounds = [bound for bound in map(_constant, sides) if bound is not None]
         if len(bounds) != 1:
             return None

@@ -83,6 +83,42 @@ def test_loops_are_counted_by_their_conditions():
     assert hlo.cycles(listing, unknown_trips=5) == 5 * 19 * 10 + 7
 
 
+# As the GPU compiler writes a condition once it has moved work between iterations.
+FUSED = """
+%fused_compare (p0: s32[]) -> pred[] {
+  %p0 = s32[] parameter(0)
+  %bound = s32[] constant(37)
+  ROOT %lt = pred[] compare(%p0, %bound), direction=LT
+}
+
+%fused_bound (p0: s32[], p1: s32[]) -> pred[] {
+  %p0 = s32[] parameter(0)
+  %p1 = s32[] parameter(1)
+  ROOT %lt = pred[] compare(%p1, %p0), direction=LT
+}
+
+%fused_and (p0: s32[], p1: pred[]) -> pred[] {
+  %p0 = s32[] parameter(0)
+  %p1 = pred[] parameter(1)
+  %bound = s32[] constant(37)
+  %lt = pred[] compare(%p0, %bound), direction=LT
+  ROOT %and = pred[] and(%lt, %p1)
+}
+"""
+PLAIN = "  ROOT %lt = pred[] compare(%i, %bound), direction=LT\n}\n\n%decode_body"
+
+
+@pytest.mark.parametrize(
+    ("called", "trips"),
+    [("%i), kind=kLoop, calls=%fused_compare", 19), ("%bound, %i), calls=%fused_bound", 19)]
+    + [("%i, %i), calls=%fused_and", None)],
+)
+def test_loops_are_counted_by_fused_conditions(called, trips):
+    fused = f"  ROOT %lt = pred[] fusion({called}\n}}\n{FUSED}\n%decode_body"
+    assert TPU.count(PLAIN) == 1
+    assert _loops(hlo.Listing(TPU.replace(PLAIN, fused)))["scan_body"] == trips
+
+
 def test_collectives_have_bytes_counts_and_axes():
     gathered, permuted = hlo.collectives(hlo.Listing(TPU), _mesh(), unknown_trips=100)
     assert (gathered.kind, gathered.axes, gathered.shape) == ("all-gather", "fsdp", "bf16[16,8]")
