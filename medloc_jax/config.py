@@ -291,6 +291,8 @@ def default_sweep(arms: Sequence[Arm] = (), base: str = "configs/grpo/ham10000_3
     sweep.arms = tuple(arms)  # in the order of the tables
     sweep.seeds = (42, 43, 44)  # each arm once a seed
     sweep.note = ""  # what of it is our reading, for readers of the report
+    sweep.allow = ()  # "budget", "split": in what its arms differ on purpose; the report lets them
+    sweep.reference = ""  # the arm that its report takes the others from; "" = medloc
     sweep.changes = ()  # ((dotted field, value), ...) of every arm, before the arm's own
     # The experiment file of the run whose weights all arms start from; "" = what the base says
     sweep.warm_start = ""

@@ -4,6 +4,7 @@
 
 import importlib.util
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from medloc_jax import methods
 from medloc_jax.cli import job as open_job
-from medloc_jax.cli import sweep_runs, validate
+from medloc_jax.cli import sweep_runs, sweep_state, validate
 from medloc_jax.curriculum import make_schedule
 from medloc_jax.curriculum import schedule as schedules
 from medloc_jax.model import config as model_config
@@ -154,7 +155,7 @@ def _plan(path, *variant, seeds=(), changes=None):
 def test_every_run_of_every_sweep_validates(path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     runs = list(sweep_runs.every(_plan(path, seeds=(42,)), {}))
-    sweep_runs.check(runs)
+    sweep_state.check(runs)
     assert len({run.folder for run in runs}) == len(runs)
     text = path.read_text()
     assert f"--config={path.relative_to(CONFIGS.parent)}" in text
@@ -241,10 +242,35 @@ def test_the_replica_gives_every_method_the_same_budget(monkeypatch, data):
     assert all(len(found) == (1 if name == "zero_shot" else 5) for name, found in seeds.items())
 
 
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_report_of_every_sweep_is_not_refused_and_has_differences(path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    sweep = _load(path)
+    assert (sweep.reference or "medloc") in [arm.name for arm in sweep.arms]
+    text = path.read_text()
+    words = [f"--allow={kind}" for kind in sweep.allow]
+    words += [f"--reference={sweep.reference}"] if sweep.reference else []
+    if words:
+        assert re.search(rf"^medloc report runs/\S+ {' '.join(words)}$", text, re.M)
+    runs = [run for run in sweep_runs.every(_plan(path, seeds=(42,)), {}) if run.kind == "run"]
+    trained = [one for one in map(sweep_runs.expected, runs) if one.num_steps]
+    budgets = {
+        (
+            one.num_steps,
+            one.model.init_from,
+            one.data.val_fraction,
+            one.rl.prompts_per_step,
+            one.rl.group_size if one.method == "grpo" else 8,
+        )
+        for one in trained
+    }
+    assert (len(budgets) > 1) == ("budget" in sweep.allow)
+
+
 def test_a_sweep_for_a_laptop_varies_the_file_it_is_given(monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     sweep = _load(CONFIGS / "sweeps/table2.py")
     sweep.base = "configs/ham10000_tiny.py"
     runs = list(sweep_runs.every(sweep_runs.Plan(sweep, "runs/x", seeds=(42,)), {}))
-    sweep_runs.check(runs)
+    sweep_state.check(runs)
     assert {sweep_runs.expected(run).model.preset for run in runs} == {"tiny"}

@@ -11,6 +11,10 @@ Varies configs/grpo/ham10000_3b.py; --config.base=configs/grpo/heel_3b.py is ano
 
 Ours. Eq. 1 has the population deviation with epsilon inside the root; the code base that the paper
 builds on has the unbiased one.
+
+Report, with medloc_sample less every other arm:
+
+medloc report runs/advantage --reference=medloc_sample
 """
 
 from medloc_jax.config import arm, default_sweep
@@ -26,4 +30,5 @@ def get_config():
         ]
     )
     sweep.note = "Ours: the paper has Eq. 1, its code base the unbiased deviation."
+    sweep.reference = "medloc_sample"
     return sweep

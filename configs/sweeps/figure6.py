@@ -10,6 +10,10 @@ Varies configs/grpo/ham10000_3b.py; --config.base=configs/grpo/heel_3b.py is ano
 --set=data.manifest=ham10000/manifest.jsonl one for a laptop.
 
 The paper draws these without a table: the grid is ours.
+
+Report, with step_15 (the default's first step) less every other arm:
+
+medloc report runs/figure6 --reference=step_15
 """
 
 from medloc_jax.config import arm, default_sweep
@@ -32,4 +36,5 @@ def get_config():
         ]
     )
     sweep.note = "The grid is ours: the paper only draws it."
+    sweep.reference = "step_15"
     return sweep

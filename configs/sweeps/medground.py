@@ -8,6 +8,10 @@ medloc sweep --config=configs/sweeps/medground.py --workdir=runs/medground \
 
 The semantic term needs a scorer of yours (medloc_jax/rewards/semantic.py tells its arguments);
 --only=medground_released,medground_described_spatial_only runs without one.
+
+Report, with medground_released less every other arm:
+
+medloc report runs/medground --reference=medground_released
 """
 
 from medloc_jax.config import arm, default_sweep
@@ -25,4 +29,5 @@ def get_config():
     """Returns the sweep."""
     sweep = default_sweep([arm(name) for name in METHODS])
     sweep.note = "All but medground_released are our reading of an abstract."
+    sweep.reference = "medground_released"
     return sweep

@@ -7,6 +7,10 @@ medloc sweep --config=configs/sweeps/model_size.py --workdir=runs/model_size --p
 Each size has an experiment file and weights of its own, so --config.base changes nothing here: the
 weights are expected in checkpoints/Qwen2.5-VL-<size>-Instruct. Run each line on machines of its
 size; the experiment files tell which.
+
+Report, with medloc_3b less every other arm:
+
+medloc report runs/model_size --allow=budget --reference=medloc_3b
 """
 
 from medloc_jax.config import arm, default_sweep
@@ -34,4 +38,6 @@ def get_config(data: str = "ham10000"):
         ]
     )
     sweep.note = "Fixed 0.5 at every size is ours."
+    sweep.allow = ("budget",)  # each size starts from its own weights
+    sweep.reference = "medloc_3b"
     return sweep

@@ -9,6 +9,10 @@ Varies configs/grpo/ham10000_3b.py; --config.base=configs/grpo/heel_3b.py is ano
 --config.base=configs/ham10000_tiny.py with --set=model.init_from=runs/ham_sft and
 --set=data.manifest=ham10000/manifest.jsonl one for a laptop.
 
+Report (medloc_as_written trains on the whole train split):
+
+medloc report runs/table1 --allow=budget
+
 The paper says that it tuned V-Triune's thresholds, and not to what: three sets of ours, chosen on
 val. GroundingDINO is no run of ours: its predictions are scored by `medloc evaluate`.
 """
@@ -33,4 +37,5 @@ def get_config():
     }
     sweep = default_sweep([arm(name, **special.get(name, {})) for name in METHODS])
     sweep.note = "V-Triune's thresholds are chosen on val from three sets of ours."
+    sweep.allow = ("budget",)  # medloc_as_written trains on the whole train split
     return sweep

@@ -12,6 +12,10 @@ Varies configs/grpo/ham10000_3b.py; --config.base=configs/grpo/heel_3b.py is ano
 With `step` a window entry is the mean over a step's prompts, and the stability row cannot differ
 from the full method; with `prompt` it is one prompt, as in the paper's formulas. The paper does not
 say which it used.
+
+Report, with all_step less every other arm (all_prompt for the other unit):
+
+medloc report runs/table2 --reference=all_step
 """
 
 from medloc_jax.config import arm, default_sweep
@@ -40,4 +44,5 @@ def get_config():
         ]
     )
     sweep.note = "Both window units are ours: the paper does not say which it used."
+    sweep.reference = "all_step"
     return sweep

@@ -10,6 +10,10 @@ Varies configs/grpo/ham10000_3b.py; --config.base=configs/grpo/heel_3b.py is ano
 --set=data.manifest=ham10000/manifest.jsonl one for a laptop.
 
 The fixed strategies are Table 3's (step size; P, S).
+
+Report, with piecewise less every other arm:
+
+medloc report runs/table3 --reference=piecewise
 """
 
 from medloc_jax.config import arm, default_sweep
@@ -31,4 +35,6 @@ def get_config():
             "curriculum.regimes": ((1.01, min_reward, max_std),),
         }
         arms.append(arm(name, changes=changes))
-    return default_sweep(arms)
+    sweep = default_sweep(arms)
+    sweep.reference = "piecewise"
+    return sweep

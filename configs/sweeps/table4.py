@@ -11,6 +11,10 @@ Varies configs/grpo/ham10000_3b.py; --config.base=configs/grpo/heel_3b.py is ano
 
 Linear and cosine start at a threshold of 0.2. The value of the identical step size is ours: the
 paper does not give it. P and S are the default's in every row.
+
+Report, with piecewise less every other arm:
+
+medloc report runs/table4 --reference=piecewise
 """
 
 from medloc_jax.config import arm, default_sweep
@@ -28,4 +32,5 @@ def get_config():
         ]
     )
     sweep.note = "The identical step size of 0.10 is ours: the paper does not give it."
+    sweep.reference = "piecewise"
     return sweep

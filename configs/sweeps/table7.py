@@ -11,6 +11,10 @@ Varies configs/grpo/ham10000_3b.py; --config.base=configs/grpo/heel_3b.py is ano
 
 Group sizes 4, 6, 8 and 10. A larger group is more completions a step: the budget is equal in steps
 and images, not in time. Table 7, left, is configs/sweeps/table1.py.
+
+Report, with medloc_g8 less every other arm:
+
+medloc report runs/table7 --allow=budget --reference=medloc_g8
 """
 
 from medloc_jax.config import arm, default_sweep
@@ -29,4 +33,6 @@ def get_config():
         ]
     )
     sweep.note = "The baselines at each group size are ours: the paper has its own method alone."
+    sweep.allow = ("budget",)  # the group size is what is compared
+    sweep.reference = "medloc_g8"
     return sweep

@@ -10,6 +10,10 @@ Varies configs/grpo/ham10000_3b.py; --config.base=configs/grpo/heel_3b.py is ano
 --set=data.manifest=ham10000/manifest.jsonl one for a laptop.
 
 The paper does not say which it did; V-Triune reports a collapse where it is trained. Ours.
+
+Report, with medloc_frozen less every other arm:
+
+medloc report runs/vision_tower --reference=medloc_frozen
 """
 
 from medloc_jax.config import arm, default_sweep
@@ -25,4 +29,5 @@ def get_config():
         ]
     )
     sweep.note = "Ours: the paper does not say whether it trains the tower."
+    sweep.reference = "medloc_frozen"
     return sweep

@@ -6,7 +6,8 @@
         [--split=NAME] [--gallery_mb=6]
 
 A WORKDIR is a run's folder, or a sweep's, which stands for its finished runs. Runs on different
-test examples or with different budgets are refused unless --allow names what may differ.
+test examples or with different budgets are refused unless --allow, or the sweep, names what may
+differ; a sweep names its reference, too.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from medloc_jax import storage
+from medloc_jax.cli import verb_flags
 
 _USAGE = "write `medloc report WORKDIR [WORKDIR ...] [--out=DIR] [--allow=budget,split]`"
 
@@ -30,23 +32,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: a wrong command line or input; one line with the cure.
     """
-    values = flags.FlagValues()
-    flags.DEFINE_string(
-        "out", None, "folder of the report; default: WORKDIR/report", flag_values=values
-    )
-    flags.DEFINE_list("allow", [], "budget, split: in what the runs may differ", flag_values=values)
-    flags.DEFINE_string(
-        "reference", "", "method less every other in the tests; default: medloc", flag_values=values
-    )
-    flags.DEFINE_string(
-        "split", "", "that is compared; default: test where a run has it", flag_values=values
-    )
-    flags.DEFINE_float(
-        "gallery_mb",
-        6.0,
-        "limit of the images in the page's gallery of predictions, in 10^6 bytes",
-        flag_values=values,
-    )
+    values = _flags()
     try:
         workdirs = values(["report", *argv])[1:]
     except flags.Error as error:
@@ -76,3 +62,32 @@ def main(argv: Sequence[str]) -> int:
     for path in report.write_report(workdirs, values.out, options, values.gallery_mb):
         print(path)
     return 0
+
+
+def help_text() -> str:
+    """What the verb does, and every flag."""
+    return f"{(__doc__ or '').strip()}\n\n{verb_flags.help_text(_flags())}"
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "out", None, "folder of the report; default: WORKDIR/report", flag_values=values
+    )
+    flags.DEFINE_list("allow", [], "budget, split: in what the runs may differ", flag_values=values)
+    flags.DEFINE_string(
+        "reference",
+        "",
+        "method less every other in the tests; default: the sweep's, else medloc",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "split", "", "that is compared; default: test where a run has it", flag_values=values
+    )
+    flags.DEFINE_float(
+        "gallery_mb",
+        6.0,
+        "limit of the images in the page's gallery of predictions, in 10^6 bytes",
+        flag_values=values,
+    )
+    return values

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from absl import flags
 
 from medloc_jax import storage
 from medloc_jax.cli import job as jobs
-from medloc_jax.cli import sweep_launch, sweep_runs
+from medloc_jax.cli import sweep_launch, sweep_runs, sweep_state, verb_flags
 
 RECORD = "sweep.json"
 _LOCK = ".sweep.lock"
@@ -42,6 +43,9 @@ def main(argv: Sequence[str], command: Sequence[str] = sweep_launch.COMMAND) -> 
     Raises:
         ValueError: a wrong command line, or a sweep that cannot be run; one line with the cure.
     """
+    if verb_flags.wants_help(argv):
+        print(help_text())
+        return 0
     given = jobs.parse(argv, "sweep", _define)
     if storage.is_remote(given.workdir):
         raise ValueError(
@@ -57,7 +61,7 @@ def main(argv: Sequence[str], command: Sequence[str] = sweep_launch.COMMAND) -> 
         seeds=_seeds(given.seeds),
         changes=_changes(given.set),
     )
-    sweep_runs.check(list(sweep_runs.every(plan, {})))
+    sweep_state.check(list(sweep_runs.every(plan, {})))
     for note in plan.kept():
         print(f"# {note}")
     if given.print:
@@ -67,6 +71,15 @@ def main(argv: Sequence[str], command: Sequence[str] = sweep_launch.COMMAND) -> 
     workdir.mkdir(parents=True, exist_ok=True)
     with _alone(workdir) as lock:
         return _run(plan, argv, given.jobs, command, lock)
+
+
+def help_text() -> str:
+    """What --help says."""
+    values = flags.FlagValues()
+    what = "the sweep's file; --config.FIELD=VALUE changes what it says"
+    flags.DEFINE_string("config", None, what, flag_values=values)
+    _define(values)
+    return f"{(__doc__ or '').strip()}\n\n{verb_flags.help_text(values)}"
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -95,7 +108,10 @@ def _changes(texts: Sequence[str]) -> dict[str, str]:
         field, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set={text}: write --set=FIELD=VALUE, as in --set=num_steps=20")
-        changes[field.removeprefix("config.")] = value
+        field = field.removeprefix("config.")
+        if field in changes:
+            raise ValueError(f"--set={text}: {field} is set twice")
+        changes[field] = value
     return changes
 
 
@@ -103,11 +119,11 @@ def _print(plan: sweep_runs.Plan) -> None:
     """One line a run, in the order in which they depend on one another."""
     chosen, untuned = {}, []
     for arm in plan.arms:
-        field = plan.tune_field(arm)
-        path = Path(plan.workdir) / sweep_runs.TUNING / arm.name / sweep_runs.CHOSEN
-        if field and path.is_file():
-            chosen[arm.name] = sweep_runs.read_chosen(path)
-        elif field:
+        tries = plan.tuning(arm)
+        # By the tries themselves: what was once chosen may have been so from other values.
+        if tries and all(map(_is_finished, tries)):
+            chosen[arm.name] = sweep_state.choose(plan, arm, tries)
+        elif tries:
             untuned.append(arm.name)
     kind = ""
     for run in sweep_runs.every(plan, chosen):
@@ -122,6 +138,10 @@ def _print(plan: sweep_runs.Plan) -> None:
             f"# The runs of {', '.join(untuned)} need a value that the tuning lines choose: run "
             "those, copy their folders here, and run `medloc sweep` or `--print` again."
         )
+
+
+def _is_finished(run: sweep_runs.Run) -> bool:
+    return sweep_state.status(run, sweep_runs.expected(run)) == sweep_state.FINISHED
 
 
 _HEADS = {
@@ -142,7 +162,7 @@ def _run(
         num_jobs=num_jobs,
         command=command,
         say=lambda text: print(text, flush=True),
-        save=lambda now: sweep_runs.write_json(record, _account(now, argv, commit, noted)),
+        save=lambda now: sweep_state.write_json(record, _account(now, argv, commit, noted)),
         pass_fds=(lock,),
         commit=commit,
         before={entry["name"]: entry for entry in noted.get("runs", ())},
@@ -160,8 +180,19 @@ def _run(
         print(f"  failed: {entry.name}: {entry.why}")
     if failed:
         print(f"To try those again: {again}")
-    print(f"Report: medloc report {plan.workdir}", flush=True)
+    print(f"Report: {_report_line(launcher)}", flush=True)
     return 1 if failed else 0
+
+
+def _report_line(launcher: sweep_launch.Launcher) -> str:
+    """The command of the sweep's report; what it says of the sweep is in sweep.json, too."""
+    sweep, words = launcher.plan.sweep, ["medloc", "report", launcher.plan.workdir]
+    if sweep.allow:
+        words.append(f"--allow={','.join(sweep.allow)}")
+    done = {e.arm for e in launcher.entries.values() if e.state == sweep_launch.FINISHED}
+    if sweep.reference in done:
+        words.append(f"--reference={sweep.reference}")
+    return shlex.join(words)
 
 
 def _account(
@@ -194,6 +225,8 @@ def _account(
         "commit": commit,
         "base": sweep.base,
         "note": sweep.note,
+        "allow": list(sweep.allow),
+        "reference": sweep.reference,
         "seeds": list(sweep.seeds),
         "warm_start": sweep.warm_start,
         "arms": {name: merged[name] for name in names if name in merged},

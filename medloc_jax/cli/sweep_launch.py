@@ -9,7 +9,6 @@ and Ctrl-C are passed on to the runs, which save and end.
 import collections
 import contextlib
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
@@ -18,8 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medloc_jax import xla_flags
-from medloc_jax.cli import sweep_runs
+from medloc_jax.cli import sweep_process, sweep_runs, sweep_state
 
 COMMAND = (sys.executable, "-m", "medloc_jax", "train")
 LOG = "log.txt"
@@ -154,11 +152,11 @@ class Launcher:
             if self.plan.tune_field(arm) and arm.name not in self.chosen:
                 continue
             for run in self.plan.runs(arm, self.chosen.get(arm.name)):
-                sweep_runs.check([run])
+                sweep_state.check([run])
                 self._note(run)
 
     def _note(self, run: sweep_runs.Run) -> None:
-        if sweep_runs.status(run, sweep_runs.expected(run)) == sweep_runs.FINISHED:
+        if sweep_state.status(run, sweep_runs.expected(run)) == sweep_state.FINISHED:
             self.entries[run.name].state = FINISHED
 
     def _choose(self, arm: Any) -> None:
@@ -168,7 +166,7 @@ class Launcher:
         tries = self.plan.tuning(arm)
         states = [self.entries[run.name].state for run in tries]
         if all(state == FINISHED for state in states):
-            value = sweep_runs.choose(self.plan, arm, tries)
+            value = sweep_state.choose(self.plan, arm, tries)
             self.chosen[arm.name] = value
             self._say(f"{arm.name}: {self.plan.tune_field(arm)} = {value}, by {len(tries)} tries")
         elif FAILED in states:
@@ -212,7 +210,7 @@ class Launcher:
     def _start(self, run: sweep_runs.Run) -> None:
         entry = self.entries[run.name]
         try:
-            sweep_runs.link_drawings(run, self.plan.workdir)
+            sweep_state.link_drawings(run, self.plan.workdir)
             folder = Path(run.folder)
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / LOG, "ab") as log:
@@ -223,7 +221,7 @@ class Launcher:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=environment(self._num_jobs),
+                    env=sweep_process.environment(self._num_jobs),
                     pass_fds=self._pass_fds,
                     start_new_session=True,  # Ctrl-C comes to this process alone
                 )
@@ -232,6 +230,8 @@ class Launcher:
             return
         entry.state, entry.commit, entry.why = RUNNING, self._commit, ""
         self._children.append(Child(run, process, time.monotonic()))
+        begun = sum(self.count(state) for state in (FINISHED, FAILED, RUNNING))
+        self._say(f"{begun} of {len(self.entries)}: {run.name} ...")
         self._save(self)
 
     def _wait(self) -> None:
@@ -249,8 +249,8 @@ class Launcher:
         """Notes what a process that has ended leaves."""
         run, code = child.run, child.process.returncode
         seconds = time.monotonic() - child.began
-        state = sweep_runs.status(run, sweep_runs.expected(run))
-        if code == 0 and state == sweep_runs.FINISHED:
+        state = sweep_state.status(run, sweep_runs.expected(run))
+        if code == 0 and state == sweep_state.FINISHED:
             self._ended(run, FINISHED, "", seconds)
         elif self._stop is not None:
             self.entries[run.name].state = WAITING
@@ -259,7 +259,8 @@ class Launcher:
             self._ended(run, FAILED, "it ended without its last step and evaluation", seconds)
         else:
             how = f"signal {-code}" if code < 0 else f"code {code}"
-            self._ended(run, FAILED, f"{last_error(Path(run.folder) / LOG)} ({how})", seconds)
+            why = sweep_process.last_error(Path(run.folder) / LOG)
+            self._ended(run, FAILED, f"{why} ({how})", seconds)
 
     def _ended(self, run: sweep_runs.Run, state: str, why: str, seconds: float) -> None:
         entry = self.entries[run.name]
@@ -280,7 +281,7 @@ class Launcher:
         if entry.state == FAILED:
             text = f"{head}FAILED: {entry.why}; see {run.folder}/{LOG}"
         else:
-            result = sweep_runs.last_line(run)
+            result = sweep_state.last_line(run)
             split = sweep_runs.expected(run).eval.split
             measure = result.get(f"eval/{split}/map")
             told = f", {split} mAP {measure:.3f}" if isinstance(measure, float) else ""
@@ -331,39 +332,6 @@ class Launcher:
             child.process.wait()
             self._judge(child)
         self._children.clear()
-
-
-def environment(num_jobs: int) -> dict[str, str]:
-    """What the processes of runs find in their environment.
-
-    Several at a time share the cores: each takes its part of them, or they would wait for one
-    another at every small operation.
-    """
-    made = dict(os.environ)
-    made["PYTHONUNBUFFERED"] = "1"
-    # Runs compile the same small programs again and again.
-    made.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-    if num_jobs > 1:
-        part = str(max(1, num_cores() // num_jobs))
-        for name in (xla_flags.CPU_THREADS, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            made.setdefault(name, part)
-    return made
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def last_error(log: Path) -> str:
-    """The last line of a log that tells an error, else its last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    # Only of the last start.
-    starts = [number for number, line in enumerate(lines) if line.startswith("$ medloc train")]
-    lines = lines[starts[-1] + 1 :] if starts else lines
-    errors = [line for line in lines if "error" in line.lower()]
-    return (errors or lines or ["it said nothing"])[-1][:300]
 
 
 def _duration(seconds: float) -> str:

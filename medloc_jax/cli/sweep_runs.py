@@ -1,33 +1,29 @@
 # SPDX-FileCopyrightText: The medloc_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The runs of a sweep: which there are, how each is started, and how far it has come.
+"""The runs of a sweep: which there are, and how each is started.
 
 A run is `medloc train` with a folder and every difference from its experiment file spelt out, so
-that its line can be copied to another machine. What counts is what lies in its folder.
+that its line can be copied to another machine.
 """
 
 import dataclasses
 import functools
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from medloc_jax import config as configuration
-from medloc_jax import methods, metric_writer, storage
+from medloc_jax import methods
 from medloc_jax.cli import job as jobs
-from medloc_jax.cli import validate
+from medloc_jax.evaluation import comparability
 
 WARM_START = "warm_start"
 TUNING = "tuning"
-CHOSEN = "chosen.json"
-
-# Differences that leave a finished run what it was. The length and what is evaluated are not among
-# them: a shorter run is another result.
-FREE = tuple(name for name in validate.FREE if name not in ("num_steps", "eval.", "label")) + (
-    "eval.batch_size",
-)
+# Fields that every run has for itself -> what to do instead of setting them for all.
+NOT_SET = {
+    "seed": "every run has its own; use --seeds",
+    "label": "every run is called by its arm; name the arms in the sweep's file",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +39,7 @@ class Run:
         changes: dotted field -> value, on top of the experiment.
         tried: the value that a tuning run tries.
         complete: whether its tuned value is known, or there is none.
+        withheld: the split that a tuning run must not look at: its arm is judged by it.
     """
 
     name: str
@@ -53,6 +50,7 @@ class Run:
     changes: Mapping[str, Any]
     tried: Any = None
     complete: bool = True
+    withheld: str = ""
 
     @property
     def arguments(self) -> list[str]:
@@ -116,6 +114,17 @@ class Plan:
                 raise ValueError(f"--only={name}: no such arm; there are {', '.join(names)}")
         self.arms = [arm for arm in sweep.arms if not only or arm.name in only]
         self._seeds = tuple(seeds)
+        for field, cure in NOT_SET.items():
+            if field in self._changes:
+                raise ValueError(f"--set={field}: {cure}")
+        if sweep.reference and sweep.reference not in names:
+            raise ValueError(
+                f"reference {sweep.reference!r} is no arm of this sweep; there are "
+                f"{', '.join(names)}"
+            )
+        for kind in sweep.allow:
+            if kind not in comparability.KINDS:
+                raise ValueError(f"allow {kind!r}: choose of {', '.join(comparability.KINDS)}")
         if sweep.tune_seed in (seeds or sweep.seeds) and sweep.tune_values:
             raise ValueError(
                 f"tune_seed {sweep.tune_seed} is also a seed of the runs: choose another, so that "
@@ -123,12 +132,23 @@ class Plan:
             )
 
     def kept(self) -> Iterator[str]:
-        """What of the command line's changes does not reach an arm: what the arm stands for."""
+        """What of the command line's changes does not reach a run, and why."""
+        given = set(self._changes)
         for arm in self.arms:
             own = methods.fields_of(arm.method)
             names = [field for field in own if not isinstance(own[field], methods.Like)]
-            for field in sorted({*names, *dict(arm.changes)} & set(self._changes)):
+            for field in sorted({*names, *dict(arm.changes)} & given):
                 yield f"{arm.name} keeps its own {field}: that is what the arm stands for"
+        tuned = [(arm.name, self.tune_field(arm)) for arm in self.arms]
+        for field in sorted({field for _, field in tuned if field} & given):
+            names = ", ".join(name for name, of in tuned if of == field)
+            yield f"--set={field} does not reach {names}: its value is chosen by tuning"
+        if "eval.final_split" in given and any(field for _, field in tuned):
+            yield "--set=eval.final_split does not reach the tries: they look at no final split"
+        if self.sweep.warm_start:
+            apart = ", ".join(sorted(given - set(self._for_all(data_only=True))))
+            if apart:
+                yield f"--set of {apart} does not reach the warm start: use warm_start_changes"
 
     def seeds(self, arm: configuration.Arm) -> tuple[int, ...]:
         """The seeds of an arm's runs."""
@@ -149,11 +169,15 @@ class Plan:
     def tuning(self, arm: configuration.Arm) -> list[Run]:
         """The tries of an arm; the final split is not looked at."""
         field, values = self._tune(arm)
+        if not values:
+            return []
+        withheld = expected(self.runs(arm)[0]).eval.final_split
         runs = []
         for value in values:
             name = f"{TUNING}/{arm.name}/{_folder_name(value, values)}"
             last = {"seed": self.sweep.tune_seed, "eval.final_split": "", field: value}
-            runs.append(self._run(name, arm, TUNING, last, tried=value))
+            run = self._run(name, arm, TUNING, last, tried=value)
+            runs.append(dataclasses.replace(run, withheld=withheld))
         return runs
 
     def runs(self, arm: configuration.Arm, chosen: Any = None) -> list[Run]:
@@ -239,155 +263,6 @@ def expected(run: Run) -> Any:
 @functools.cache
 def _parsed(arguments: tuple[str, ...]) -> Any:
     return jobs.parse(arguments, "train", lambda values: None).config
-
-
-def check(runs: Sequence[Run]) -> None:
-    """Refuses runs that cannot work, and folders that hold others than are asked for now.
-
-    Raises:
-        ValueError: one line that names the run, the fields and the cure.
-    """
-    for run in runs:
-        config = expected(run)
-        try:
-            validate.check(config)
-        except ValueError as error:
-            raise ValueError(f"{run.name}: {error}") from error
-        changed = differences(run, config) if run.complete else []
-        if changed and _holds_work(run):
-            shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
-            raise ValueError(
-                f"{run.folder} holds a run of another configuration ({shown}): remove or rename "
-                "that folder, or choose another --workdir"
-            )
-
-
-def _holds_work(run: Run) -> bool:
-    """Whether something would be lost, or taken for what it is not: a result, or a checkpoint."""
-    if status(run, configuration.read(run.folder)) == FINISHED:
-        return True
-    saved = Path(run.folder) / "checkpoints"
-    return saved.is_dir() and any(saved.iterdir())
-
-
-def differences(run: Run, config: Any) -> list[str]:
-    """The fields in which the run in the folder is not the one that is asked for."""
-    if not (Path(run.folder) / configuration.FILE).is_file():
-        return []
-    before = configuration.read(run.folder)
-    free = FREE
-    # The sweep's folder may have been moved or named otherwise since: its warm start is the same.
-    ours = f"/{WARM_START}"
-    if config.model.init_from.endswith(ours) and before.model.init_from.endswith(ours):
-        free += ("model.init_from",)
-    # A run notes where its tokenizer came from.
-    if not config.model.tokenizer:
-        free += ("model.tokenizer",)
-    return validate.differences(before, config, free)
-
-
-FINISHED, STARTED, NEW = "finished", "started", "new"
-
-
-def status(run: Run, config: Any) -> str:
-    """How far a run has come: FINISHED, STARTED or NEW.
-
-    Finished: the line of its last step is there, with the evaluations of that step.
-    """
-    folder = Path(run.folder)
-    if not (folder / configuration.FILE).is_file():
-        return NEW
-    last = last_line(run)
-    done = last.get("step") == config.num_steps
-    for split in sorted({config.eval.split, config.eval.final_split} - {""}):
-        evaluation = folder / "eval" / f"{split}-{config.num_steps}" / "metrics.json"
-        done = done and evaluation.is_file()
-    if run.kind == WARM_START:  # the others need its weights
-        done = done and (folder / "checkpoints" / str(config.num_steps)).is_dir()
-    return FINISHED if done else STARTED
-
-
-def last_line(run: Run) -> dict[str, Any]:
-    """The last whole line of a run's metrics; empty where there is none."""
-    path = Path(run.folder) / metric_writer.METRICS_FILE
-    if not path.is_file():
-        return {}
-    for line in reversed(path.read_bytes().split(b"\n")):
-        try:
-            return json.loads(line)
-        except ValueError:
-            continue  # the end of the file, or a line that is being written
-    return {}
-
-
-def choose(plan: Plan, arm: configuration.Arm, tries: Sequence[Run]) -> Any:
-    """Picks the value whose try is best on the watched split; writes chosen.json.
-
-    Of equals, the first of the list wins.
-
-    Args:
-        plan: of the sweep.
-        arm: whose tries they are.
-        tries: finished.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: a try has no such measure.
-    """
-    found = []
-    for run in tries:
-        config = expected(run)
-        measure = f"eval/{config.eval.split}/{plan.sweep.tune_measure}"
-        value = last_line(run).get(measure)
-        if value is None:
-            raise ValueError(f"{run.folder} has no {measure} at its last step to choose by")
-        found.append({"value": run.tried, "measure": measure, "result": value, "run": run.name})
-    best = max(found, key=lambda one: one["result"])  # the first of equals
-    record = {
-        "arm": arm.name,
-        "field": plan.tune_field(arm),
-        "chosen": best["value"],
-        "seed": plan.sweep.tune_seed,
-        "tries": found,
-    }
-    write_json(Path(plan.workdir) / TUNING / arm.name / CHOSEN, record)
-    return best["value"]
-
-
-def read_chosen(path: Path) -> Any:
-    """The value that tuning chose; a list was a tuple."""
-    return _tuple(json.loads(path.read_text(encoding="utf-8"))["chosen"])
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def link_drawings(run: Run, workdir: str) -> None:
-    """Draws the synthetic pictures of a run once for all runs, into WORKDIR/data."""
-    from medloc_jax.data import synthetic
-
-    data = expected(run).data
-    if data.manifest != "synthetic" or storage.is_remote(workdir):
-        return
-    made, link = data.synthetic, Path(run.folder) / "data"
-    if link.exists() or link.is_symlink():
-        return
-    name = f"{made.variant}-{made.num_train}-{made.num_test}-{made.seed}"
-    synthetic.write(Path(workdir) / "data" / name, **made.to_dict())
-    link.parent.mkdir(parents=True, exist_ok=True)
-    depth = len(Path(run.name).parts)
-    link.symlink_to(Path(*[".."] * depth, "data", name), target_is_directory=True)
 
 
 def _is_folder_name(name: str) -> bool:

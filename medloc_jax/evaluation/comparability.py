@@ -8,10 +8,10 @@ against each other.
 
 * `split`: the ids of the examples that were scored, and their true boxes.
 * `budget`: optimizer steps, the step that was scored, prompts a step (SFT: examples a step), group
-  size, the warm start and the training data.
+  size, updates a rollout, the warm start and the training data.
 
 Two things are not held against a run: a zero-shot row (no steps: it has no budget to compare, only
-a start), and the group size of SFT, which has none.
+a start), and the group size and updates of SFT, which has none.
 """
 
 import hashlib
@@ -110,7 +110,7 @@ def _split(final: results.Final) -> dict[str, str]:
 def _budget(final: results.Final) -> dict[str, str]:
     run = final.run
     config = run.config
-    if config.get("method") == "predictions":
+    if run.is_detector:
         return {}  # an outside detector's boxes: how it was trained is not told here
     facts = {
         "training data": _training_data(run),
@@ -126,6 +126,7 @@ def _budget(final: results.Final) -> dict[str, str]:
         rl = config.get("rl", {})
         facts["prompts per step"] = _told(rl.get("prompts_per_step"))
         facts["rl.group_size"] = _told(rl.get("group_size"))
+        facts["rl.num_updates"] = _told(rl.get("num_updates"))
     return facts
 
 

@@ -122,7 +122,7 @@ def _floors(runs: Sequence[run_folder.Run]) -> dict[str, float]:
 def _curve(run: run_folder.Run, key: str) -> run_folder.Series:
     if key == "threshold":
         series = run.series("curriculum/threshold")
-        keep = 0 if run.schedule == "raw_iou" else len(series.steps)
+        keep = len(series.steps) if run.has_threshold else 0
         return run_folder.Series(series.steps[:keep], series.values[:keep])
     if key == "iou":
         return run.series("iou/raw_mean")

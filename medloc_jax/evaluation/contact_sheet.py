@@ -94,6 +94,15 @@ def draw(path: Path, rows: Mapping[str, Sequence[Cell]]) -> None:
         figure.legend(handles=handles, loc="outside upper center", ncols=2)
 
 
+def can_be_drawn(image_path: Path) -> bool:
+    """Whether an image file is whole and fit to be shown."""
+    try:
+        processor.open_image(image_path)
+    except ValueError:
+        return False
+    return True
+
+
 def _height_per_width(image_path: Path) -> float:
     with Image.open(image_path) as image:
         return image.height / image.width

@@ -3,8 +3,11 @@
 """One method less every other, with the tests: what the difference rows of Table 1 stand on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
 
 from medloc_jax import methods
 from medloc_jax.evaluation import results, significance
@@ -31,7 +34,8 @@ def comparisons(experiments: Sequence[results.Experiment], reference: str = "") 
     """Tests one method against every other, data set by data set.
 
     Runs are paired by their seed, and only seeds that both methods have are used, for the test as
-    for the interval; examples are paired by their id.
+    for the interval; examples are paired by their id. A method that took no step (zero-shot, a
+    detector) and has one run is a constant: it is paired with every seed of the other.
 
     Args:
         experiments: as `results.collect` gives them.
@@ -55,6 +59,8 @@ def comparisons(experiments: Sequence[results.Experiment], reference: str = "") 
                 f"{data_set}: the reference {reference!r} could be {names}: give one of these "
                 "names as --reference"
             )
+        if len(named) > 1:
+            named = [one for one in named if not results.departures(one.finals[0].run.config)]
         if len(named) != 1:
             continue
         for other in there:
@@ -111,7 +117,9 @@ def table(tested: Sequence[Comparison]) -> ResultTable:
         rows,
         {},
         [
-            "Effect in percentage points, over the seeds that both methods have. The interval: "
+            "Effect in percentage points, over the seeds that both methods have; a single run "
+            "that took no step (zero-shot, a detector) is a constant, paired with every seed of "
+            "the other. The interval: "
             "bootstrap over test examples, each example's pair drawn together, its score the mean "
             "over these seeds; it speaks of other examples, not of other trainings. t, df and p: "
             "two-tailed paired t-test over seeds, one pair a seed; it speaks of other trainings on "
@@ -129,9 +137,55 @@ def signed(fraction: float) -> str:
     return f"{100 * fraction:+.1f}".replace("-", MINUS)
 
 
+def is_constant(experiment: results.Experiment) -> bool:
+    """Whether a method is one run that took no step: another seed would tell the same number."""
+    return len(experiment.finals) == 1 and not experiment.finals[0].run.is_trained
+
+
+def pair_seeds(
+    ours: results.Experiment,
+    theirs: results.Experiment,
+    values: Callable[[results.Experiment], Mapping[int | str, float]],
+) -> tuple[list[int | str], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """A number of two methods, paired by seed; a constant is paired with every seed of the other.
+
+    Args:
+        ours: one method.
+        theirs: another, of the same data set.
+        values: what is compared, by seed.
+
+    Returns:
+        The seeds, and the columns of ours and theirs.
+    """
+    a, b = values(ours), values(theirs)
+    if is_constant(theirs) and len(b) == 1:
+        b = dict.fromkeys(a, next(iter(b.values())))
+    elif is_constant(ours) and len(a) == 1:
+        a = dict.fromkeys(b, next(iter(a.values())))
+    return significance.pairs(a, b)
+
+
+def pair_examples(
+    ours: results.Experiment,
+    theirs: results.Experiment,
+    measure: str,
+    seeds: Sequence[int | str],
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """The examples' scores of two methods, paired by id: means over the seeds of `pair_seeds`.
+
+    A constant's scores are those of its one run; empty where a run lacks its predictions.
+    """
+
+    def scores(experiment: results.Experiment) -> dict[str, float]:
+        own = [experiment.finals[0].seed] if seeds and is_constant(experiment) else seeds
+        return experiment.scores(measure, own)
+
+    return significance.pairs(scores(ours), scores(theirs))[1:]
+
+
 def _compare(ours: results.Experiment, theirs: results.Experiment, measure: str) -> Comparison:
-    seeds, a, b = significance.pairs(ours.values(measure), theirs.values(measure))
-    _, x, y = significance.pairs(ours.scores(measure, seeds), theirs.scores(measure, seeds))
+    seeds, a, b = pair_seeds(ours, theirs, lambda one: one.values(measure))
+    x, y = pair_examples(ours, theirs, measure, seeds)
     interval = significance.paired_bootstrap(x, y, seed=BOOTSTRAP_SEED) if len(x) else None
     test = significance.paired_t_test(a, b)
     return Comparison(

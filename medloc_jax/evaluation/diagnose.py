@@ -11,7 +11,9 @@ The rule of the recommendation, in order:
 
 1. **SFT first** where GRPO would have next to nothing to compare: fewer than half of the
    completions have a box, or fewer than half of the groups have two different IoUs, or no threshold
-   divides a tenth of the groups while the mean IoU is below 0.1.
+   divides a tenth of the groups while the mean IoU is below 0.1. But where fewer than half of the
+   groups have two different IoUs and the mean IoU is 0.7 or more, the policy has converged or is
+   sampled too cold, and no schedule is recommended.
 2. **tau0** is the largest of 0.10, 0.15, ... 0.90 whose signal is at least 0.8 of the largest: of
    thresholds that teach about the same, the strictest leaves the shortest way to go.
 3. **margin** is the mean IoU's surplus over the threshold at the moment when the hit rate reaches
@@ -22,7 +24,7 @@ The rule of the recommendation, in order:
    least 0.9 of the groups have two different IoUs and that is at least 0.1 more groups than tau0
    divides. Not divided (`rl.advantage_std=none`), the size of the difference counts: raw_iou where
    the variance of the IoU within groups is above the signal at tau0. Else medloc from tau0; fixed
-   at tau0, where that has reached the target.
+   at tau0, where that has reached the target, from which there is no curriculum.
 
 The numbers in the rule are ours: they agree with the runs of this repository, all of small models.
 They look at the start and not at what a schedule does later.
@@ -30,17 +32,15 @@ They look at the start and not at what a schedule does later.
 Reference: MedLoc-R1 (arXiv 2603.28120), section 3.1.2, which argues from sparse rewards.
 """
 
-import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
 from medloc_jax.curriculum import criterion, window
+from medloc_jax.evaluation import sampled_groups
 
 THRESHOLDS = tuple(round(0.1 * k, 1) for k in range(1, 10))
 _STARTS = tuple(round(0.05 * k, 2) for k in range(2, 19))  # what tau0 is chosen of
@@ -49,111 +49,15 @@ _PAPER_START = 0.3
 
 # Of the rule above.
 _LEAST_VALID, _LEAST_SPREAD, _LEAST_DIVIDED, _LEAST_IOU = 0.5, 0.5, 0.1, 0.1
+_HIGH_IOU = 0.7  # of answers that are alike because they are good
 _NEAR_BEST = 0.8
 _RAW_SPREAD, _RAW_GAIN = 0.9, 0.1
 _FEW_GROUPS = 100
-# From here on "starts without signal" is said of the paper's threshold.
+# From here on "nearly no signal" is said of the paper's threshold.
 _NO_SIGNAL = 2 / 3
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Groups:
-    """Sampled groups.
-
-    Attributes:
-        ious: [B, G] in [0, 1]; 0 without an answer.
-        valid: [B, G] whether there was a box; None where it is not known.
-        areas: [B] of the target boxes; None where they are not known.
-        area_unit: "of the image" (a share) or "px^2".
-    """
-
-    ious: Float64[np.ndarray, "B G"]
-    valid: Bool[np.ndarray, "B G"] | None = None
-    areas: Float64[np.ndarray, " B"] | None = None
-    area_unit: str = "of the image"
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Reads a file of `{"ious": [[...G], ...B]}` lines, such as a run's rollouts.jsonl.
-
-    Raises:
-        ValueError: it cannot be read, is empty, or a line is none; names the file and the line.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read --ious={path}: {error}") from error
-    if lines == [""]:
-        raise ValueError(f'{path} is empty: need one {{"ious": [[...], ...]}} a line')
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error}): mend the line") from error
-        if not isinstance(record, dict) or "ious" not in record:
-            raise ValueError(f'{path}:{number}: need an object with "ious": [[...G], ...B]')
-        records.append(record)
-    return records
-
-
-def from_records(
-    records: Sequence[Mapping[str, Any]],
-    where: str,
-    image_sizes: Mapping[str, tuple[int, int]] | None = None,
-) -> Groups:
-    """Joins the groups of several lines.
-
-    Args:
-        records: lines with "ious" [B][G], and perhaps "boxes_px" [B][G][4] (null or none of an
-            answer without a box), "target_boxes_px" [B][4] and "ids" [B].
-        where: the file, for messages.
-        image_sizes: (width, height) of the images by example id; areas are in px^2 where one is
-            not there.
-
-    Raises:
-        ValueError: no records, IoUs that are none, or groups of different sizes; names the line.
-    """
-    if not records:
-        raise ValueError(f"{where} has no groups: log some with log.rollouts_every")
-    parts = []
-    for number, record in enumerate(records, start=1):
-        try:
-            parts.append(window.checked_ious(record["ious"]))
-        except (ValueError, KeyError) as error:
-            reason = 'no "ious"' if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{where}: line {number} of those read: {reason}") from error
-        if parts[-1].shape[1] != parts[0].shape[1]:
-            raise ValueError(
-                f"{where}: line {number} of those read has groups of {parts[-1].shape[1]}, those "
-                f"before have {parts[0].shape[1]}: diagnose them one by one"
-            )
-    ious = np.concatenate(parts)
-    valid = areas = None
-    if all("boxes_px" in record for record in records):
-        said = [[_is_box(box) for box in group] for one in records for group in one["boxes_px"]]
-        valid = np.array(said, np.bool_)
-        if valid.shape != ious.shape:
-            raise ValueError(f"{where}: boxes_px and ious are not of the same completions")
-    unit = "of the image"
-    if all("target_boxes_px" in record for record in records):
-        boxes = np.array([box for one in records for box in one["target_boxes_px"]], np.float64)
-        areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-        ids = [name for one in records for name in one.get("ids", ())]
-        sizes = [(image_sizes or {}).get(name) for name in ids]
-        if len(sizes) == len(areas) and all(sizes):
-            areas = areas / np.prod(np.array(sizes, np.float64), axis=1)
-        else:
-            unit = "px^2"
-    return Groups(ious, valid, areas, unit)
-
-
-def _is_box(box: Any) -> bool:
-    """Whether a completion's box is one; rollouts.jsonl has nulls where there was none."""
-    return bool(box) and all(side is not None for side in box)
-
-
-def measure(groups: Groups) -> dict[str, Any]:
+def measure(groups: sampled_groups.Groups) -> dict[str, Any]:
     """What the groups amount to, as JSON.
 
     Returns:
@@ -219,7 +123,7 @@ def _raw(ious: Float64[np.ndarray, "B G"]) -> dict[str, float]:
 
 
 def recommend(
-    groups: Groups,
+    groups: sampled_groups.Groups,
     *,
     regimes: Sequence[Sequence[float]],
     target: float,
@@ -236,20 +140,21 @@ def recommend(
         normalised: whether advantages are divided by their group's deviation.
 
     Returns:
-        `schedule` ("sft_first", "raw_iou", "medloc" or "fixed"); `threshold_start`, `margin` (None
-        where SFT comes first); `surplus`: by regime, of the IoUs as they are; `reasons`, and
-        `warnings`: sentences.
+        `schedule` ("sft_first", "no_differences", "raw_iou", "medloc" or "fixed");
+        `threshold_start`, `margin` (None with the first two); `threshold_target`, as given;
+        `surplus`: by regime, of the IoUs as they are; `reasons`, and `warnings`: sentences.
     """
     raw = _raw(groups.ious)
     starts = [at_threshold(groups.ious, threshold) for threshold in _STARTS]
     most = max(one["signal"] for one in starts)
     start = [one for one in starts if one["signal"] >= _NEAR_BEST * most][-1]
-    why = _too_early(groups, raw, starts)
+    instead, why = _too_late(groups, raw) or _too_early(groups, raw, starts)
     warnings = ([] if why else _of_the_paper(groups, start)) + _of_the_count(groups)
     if why:
         return {
             **dict.fromkeys(("threshold_start", "margin")),
-            **{"schedule": "sft_first", "surplus": [], "reasons": [why], "warnings": warnings},
+            **{"schedule": instead, "threshold_target": target, "surplus": []},
+            **{"reasons": [why], "warnings": warnings},
         }
     surplus = _surplus(groups.ious, regimes, start["threshold"], target)
     least = min((one["surplus"] for one in surplus), default=margin)
@@ -258,6 +163,7 @@ def recommend(
     return {
         "schedule": schedule,
         "threshold_start": start["threshold"],
+        "threshold_target": target,
         "margin": fitting,
         "surplus": surplus,
         "reasons": [
@@ -269,8 +175,27 @@ def recommend(
     }
 
 
+def _too_late(groups: sampled_groups.Groups, raw: Mapping[str, float]) -> tuple[str, str] | None:
+    """What to say of answers that are alike because they are good; None of others."""
+    spread, mean = 1 - raw["zero_advantage_rate"], float(groups.ious.mean())
+    if spread >= _LEAST_SPREAD or mean < _HIGH_IOU:
+        return None
+    return "no_differences", (
+        f"only {spread:.0%} of the groups have two different IoUs, and the mean IoU is {mean:.2f}: "
+        "the policy has converged, or is sampled too cold (rl.temperature)"
+    )
+
+
 def _too_early(
-    groups: Groups, raw: Mapping[str, float], starts: Sequence[Mapping[str, float]]
+    groups: sampled_groups.Groups, raw: Mapping[str, float], starts: Sequence[Mapping[str, float]]
+) -> tuple[str, str]:
+    """("sft_first", why), or ("", "") where SFT need not come first."""
+    why = _why_sft(groups, raw, starts)
+    return ("sft_first" if why else "", why)
+
+
+def _why_sft(
+    groups: sampled_groups.Groups, raw: Mapping[str, float], starts: Sequence[Mapping[str, float]]
 ) -> str:
     """Why SFT should come first; "" where it need not."""
     valid = None if groups.valid is None else float(groups.valid.mean())
@@ -288,20 +213,20 @@ def _too_early(
     return ""
 
 
-def _of_the_paper(groups: Groups, start: Mapping[str, float]) -> list[str]:
+def _of_the_paper(groups: sampled_groups.Groups, start: Mapping[str, float]) -> list[str]:
     """A warning where the paper's tau0 would waste most groups, and tau0 fewer."""
     paper = at_threshold(groups.ious, _PAPER_START)
     if paper["zero_advantage_rate"] < _NO_SIGNAL:
         return []
     side = "hit it already" if paper["all_hit"] > paper["all_miss"] else "miss it altogether"
     return [
-        f"the paper's tau0 = {_PAPER_START} starts nearly without signal: "
+        f"the paper's tau0 = {_PAPER_START} has nearly no signal here: "
         f"{paper['zero_advantage_rate']:.0%} of the groups have no advantage (most {side}); "
         f"at {start['threshold']:.2f} it is {start['zero_advantage_rate']:.0%}"
     ]
 
 
-def _of_the_count(groups: Groups) -> list[str]:
+def _of_the_count(groups: sampled_groups.Groups) -> list[str]:
     """A warning where there are too few groups to tell shares apart."""
     count = len(groups.ious)
     if count >= _FEW_GROUPS:

@@ -85,6 +85,11 @@ def _advice(advice: Mapping[str, Any]) -> list[str]:
     schedule, start = advice["schedule"], advice["threshold_start"]
     if schedule == "sft_first":
         lines = ["Recommended: SFT first; then diagnose again."]
+    elif schedule == "no_differences":
+        lines = [
+            "Recommended: no GRPO from here, which would have next to nothing to compare; a warmer "
+            "--config.rl.temperature may show differences."
+        ]
     else:
         lines = [f"Recommended: --config.curriculum.schedule={schedule}"]
         if schedule == "fixed":
@@ -95,7 +100,7 @@ def _advice(advice: Mapping[str, Any]) -> list[str]:
         )
         if schedule == "medloc":
             lines[0] += f" {medloc}"
-        elif schedule == "raw_iou":
+        elif schedule == "raw_iou" and start < advice["threshold_target"]:  # else train refuses it
             lines.append(f"For MedLoc's curriculum instead: {medloc}")
     lines += [f"  - {reason}" for reason in advice["reasons"]]
     if advice["surplus"]:

@@ -5,6 +5,7 @@
 import base64
 import dataclasses
 import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from medloc_jax.evaluation import page
 _MANY_SECTIONS = 5
 # Characters of a cell that is not broken into lines: numbers with their intervals, names.
 _SHORT = 32
+_SURROGATE = re.compile("[\ud800-\udfff]")  # a lone one, as JSON may hold: Python joins pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +181,8 @@ def _figure(picture: Picture, folder: Path) -> str:
 
 
 def replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; a lone surrogate, which UTF-8 lacks, becomes U+FFFD."""
+    text = _SURROGATE.sub("\ufffd", text)
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -6,6 +6,8 @@ A name such as `figure_3` is the paper's number; the others are ours.
 """
 
 import collections
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,14 +99,16 @@ def _histograms(arms: Sequence[Arm], out: Path) -> list[Picture]:
 
 def _by_class(arms: Sequence[Arm], out: Path) -> list[Picture]:
     split, answers = _answers(arms)
-    counts = collections.Counter(strata.labels(next(iter(answers.values()))[0]))
+    counted = [collections.Counter(strata.labels(lines)) for r in answers.values() for lines in r]
+    counts = functools.reduce(operator.or_, counted)
     if len(counts) < 2:
         raise NotThere("two classes: the manifest's `label`, which predictions.jsonl repeats")
     shown = [name for name, _ in counts.most_common(strata.MOST_CLASSES)]
     file = "accuracy_by_class.png"
     grid = _grid(answers, strata.labels, {name: counts[name] for name in shown})
     figures_answers.share_grid(out / file, grid, title=f"A@0.5 in per cent, {split}", label="class")
-    caption = "A@0.5 by class, mean over the seeds; n: examples. Bold: the best of a column."
+    number = "examples" if all(one == counts for one in counted) else "the most of any run"
+    caption = f"A@0.5 by class, mean over the seeds; n: {number}. Bold: the best of a column."
     if len(shown) < len(counts):
         caption += f" The {len(shown)} most frequent of {len(counts)} classes."
     return [Picture(file, caption)]

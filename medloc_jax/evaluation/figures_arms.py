@@ -80,8 +80,8 @@ def band(all_series: Sequence[run_folder.Series]) -> Band:
 def curve(run: run_folder.Run, key: str) -> run_folder.Series:
     """A logged metric by its name; the threshold is empty where nothing is compared with it."""
     series = run.series(key)
-    # Rewarding the raw IoU asks for no threshold: a line of it would say what is not so.
-    if key == "curriculum/threshold" and run.schedule == "raw_iou":
+    # Where the reward asks for no threshold, a line of it would say what is not so.
+    if key == "curriculum/threshold" and not run.has_threshold:
         return run_folder.Series(series.steps[:0], series.values[:0])
     return series
 
@@ -132,15 +132,18 @@ def counted_iou(prediction: Mapping[str, Any]) -> float:
 
 
 # Settings that belong to another one, or that tuning chooses for each arm.
-_BESIDE = ("label", "seed", "optim.learning_rate", "optim.sft_learning_rate")
-_OF_A_FORM = ("curriculum.step_sizes", "curriculum.step_size_start", "curriculum.boundaries")
+_BESIDE = ("label", "seed", "optim.learning_rate")
+_OF_A_FORM = (
+    *("curriculum.step_sizes", "curriculum.boundaries", "curriculum.step_size_start"),
+    "curriculum.threshold_start",  # the paper's linear and cosine forms start lower
+)
 
 
 def by_setting(arms: Sequence[Arm], key: str) -> dict[Any, Arm]:
     """The largest family of arms that differ in one setting alone, by its values in their order.
 
     The label, the seed and the tuned learning rate may differ, and with the step-size form the
-    settings that only some forms read.
+    settings that only some forms read, and where they start.
 
     Args:
         arms: what a report compares.

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import patches, patheffects
 from matplotlib.axes import Axes
 
-from medloc_jax.evaluation import figures_arms, plot_style
+from medloc_jax.evaluation import contact_sheet, figures_arms, plot_style
 from medloc_jax.evaluation.document import Picture
 from medloc_jax.evaluation.figures_arms import Arm, NotThere
 from medloc_jax.evaluation.plot_style import GREEN, NARROW_INCHES, ORANGE
@@ -92,6 +92,8 @@ def _choose(first: Arm, second: Arm, split: str) -> list[_Example]:
             path = run.image_path(ours[name], evaluation)
             if path is not None and path not in seen:
                 seen.add(path)
+                if not contact_sheet.can_be_drawn(path):
+                    continue
                 chosen.append(_Example(path, why, ours[name], theirs[name]))
                 break
     return chosen

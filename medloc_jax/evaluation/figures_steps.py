@@ -37,7 +37,7 @@ def rewards_and_threshold(arms: Sequence[Arm], out: Path) -> list[Picture]:
         Picture(
             name,
             f"{_how(arms, bands)} Rewards of different shapes are not one measure: compare methods "
-            "by the IoU below. A method without a line in the last panel rewards the raw IoU.",
+            "by the IoU below. A method without a line in the last panel has no threshold.",
         )
     ]
 

@@ -9,6 +9,7 @@ reached; the other examples keep their boxes and texts, on an empty frame. What 
 
 import base64
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,19 @@ class _Source(NamedTuple):
     evaluation: run_folder.Evaluation
 
 
+def check(megabytes: float, most: int = MOST_EXAMPLES) -> None:
+    """Refuses limits that are none.
+
+    Raises:
+        ValueError: a negative limit, or one that is not finite.
+    """
+    if not 0 <= megabytes < math.inf or most < 1:
+        raise ValueError(
+            f"gallery of {most} examples and {megabytes:g} MB: take one example and 0 MB or more "
+            "(--gallery_mb)"
+        )
+
+
 def build(
     runs: Sequence[run_folder.Run],
     *,
@@ -52,12 +66,9 @@ def build(
         The gallery, None where no run has predictions.
 
     Raises:
-        ValueError: a negative limit.
+        ValueError: as `check`.
     """
-    if megabytes < 0 or most < 1:
-        raise ValueError(
-            f"gallery of {most} examples and {megabytes:g} MB: take one example and 0 MB or more"
-        )
+    check(megabytes, most)
     answers: dict[str, dict[str, Mapping[str, Any]]] = {}
     sources: dict[str, _Source] = {}
     splits = []
@@ -132,7 +143,8 @@ def _examples(
     """What is told of each example, and the JPEGs as base64; adds to the notes what is left out."""
     examples: list[dict[str, Any]] = []
     images: list[str] = []
-    places: dict[Path, tuple[int, tuple[int, int]]] = {}  # index in `images` or -1, size
+    # Index in `images` or -1, and size; None: broken
+    places: dict[Path, tuple[int, tuple[int, int]] | None] = {}
     used, left_out, lost, cut = 0, 0, 0, 0
     for name in names:
         predictions = [by_id[name] for by_id in answers.values() if name in by_id]
@@ -140,14 +152,19 @@ def _examples(
         path = run.image_path(dict(predictions[0]), evaluation)
         if path is not None and path not in places:
             # Once one does not fit, no other goes in: a smaller one would break the order.
-            text, size = _jpeg(path) if used <= most_bytes else ("", processor.image_size(path))
-            used += len(text)
-            fits = bool(text) and used <= most_bytes
-            places[path] = (len(images) if fits else -1, size)
-            images += [text] if fits else []
-        place, size = places[path] if path is not None else (-1, _extent(predictions))
-        lost += path is None
-        left_out += path is not None and place < 0
+            try:
+                text, size = _jpeg(path) if used <= most_bytes else ("", processor.image_size(path))
+            except ValueError:
+                places[path] = None
+            else:
+                used += len(text)
+                fits = bool(text) and used <= most_bytes
+                places[path] = (len(images) if fits else -1, size)
+                images += [text] if fits else []
+        found = places[path] if path is not None else None
+        place, size = found or (-1, _extent(predictions))
+        lost += found is None
+        left_out += found is not None and place < 0
         cut += sum(len(str(p["completion"])) > _LONGEST_TEXT for p in predictions)
         examples.append(
             {
@@ -166,8 +183,8 @@ def _examples(
         )
     if lost:
         notes.append(
-            f"The images of {lost} examples were not found: they are looked for beside the "
-            "manifest that config.json names."
+            f"The images of {lost} examples were not found or cannot be read: they are looked for "
+            "beside the manifest that config.json names."
         )
     if cut:
         notes.append(f"{cut} texts are cut after {_LONGEST_TEXT} characters.")

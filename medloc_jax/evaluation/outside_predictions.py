@@ -24,6 +24,7 @@ from medloc_jax.evaluation import predict
 from medloc_jax.grounding import boxes
 
 METHOD = "predictions"  # in config.json, where a run has "sft" or "grpo"
+DIGESTS = "predictions_sha256"  # in config.json: of the file of each split that was scored
 MISSING = ("error", "no_box")
 _SLACK = 0.05  # of the image's side
 _KEYS = {"id", "image", "boxes_px", "scores"}
@@ -124,30 +125,38 @@ def score(
         eval_examples: the split.
         train_examples: what the constant-box floor may look at; empty: no floor.
         path: the file that was read; its digest is recorded.
+
+    Returns:
+        The lines, each with the `score` of its box (None without one) and no completion; and the
+        measures.
     """
     predictions = []
     for example in eval_examples:
         answer = answers[example.id]
         iou = 0.0 if answer.box_px is None else float(boxes.iou(answer.box_px, example.box_px))
-        predictions.append(
-            predict.line(
-                example,
-                answer.box_px,
-                list(example.box_px),
-                iou=iou,
-                completion="" if answer.score is None else f"score {answer.score:g}",
-                reason=answer.reason,
-            )
+        told = predict.line(
+            example,
+            answer.box_px,
+            list(example.box_px),
+            iou=iou,
+            completion="",  # a detector says nothing
+            reason=answer.reason,
         )
+        predictions.append({**told, "score": answer.score})
     decoding = {
         "strategy": "predictions of an outside detector, highest score",
         "file": str(path.resolve()),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": digest(path),
         "clipped_rate": float(np.mean([answer.clipped for answer in answers.values()])),
         "without_line": sum("no line" in answer.reason for answer in answers.values()),
     }
     summary = predict.summarize(predictions, eval_examples, train_examples, decoding)
     return predictions, summary
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _content(line: str) -> dict[str, Any]:
@@ -186,11 +195,14 @@ def _example(
 ) -> Example:
     if ("id" in content) == ("image" in content):
         raise ValueError("name the example by either id or image")
+    for key in content.keys() & {"id", "image"}:
+        if not isinstance(content[key], str):
+            raise ValueError(f"{key} is {content[key]!r}: it must be a string")
     if "id" in content:
         if content["id"] not in by_id:
             raise ValueError(f"id {content['id']!r} is not in the manifest")
         return by_id[content["id"]]
-    found = by_image.get(str(content["image"]), ())
+    found = by_image.get(content["image"], ())
     if len(found) != 1:
         what = "is not in the manifest" if not found else f"is that of {len(found)} examples"
         raise ValueError(f"image {content['image']!r} {what}: name the example by its id")
@@ -231,4 +243,9 @@ def _check_box(box: Any, example: Example) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer with more digits than a float can hold
+        return False

@@ -4,7 +4,8 @@
 
 Reasoning is what stands between `<think>` and `</think>` (or the end, where it was cut off). In a
 completion without that tag it is the text before `<answer>`, or, without either, before the last
-box. It counts as there when it holds a word (two letters or more).
+box; with none of the three there is none. It counts as there when it holds a word (two letters or
+more).
 
 Does the reasoning name the box that is answered? The boxes in it are read by the parser of answers;
 the last one counts as what it comes to, and is the answered one when both round to the same pixels.
@@ -79,10 +80,15 @@ def summarize(predictions: Sequence[Mapping[str, Any]]) -> Summary:
 
 
 def table(experiments: Sequence[results.Experiment]) -> ResultTable:
-    """By method, all seeds together."""
+    """By method, all seeds together; detectors, which say nothing, are left out."""
     rows, records = [], []
     for experiment in experiments:
-        lines = [line for final in experiment.finals for line in final.predictions]
+        lines = [
+            line
+            for final in experiment.finals
+            if not final.run.is_detector
+            for line in final.predictions
+        ]
         if not lines:
             continue
         found = summarize(lines)
@@ -120,7 +126,8 @@ def _before_answer(completion: str) -> str:
     if start >= 0:
         return _TAG.sub(" ", completion[:start])
     lists = list(_LIST.finditer(completion))
-    return _JSON_HEAD.sub("", completion[: lists[-1].start()]) if lists else completion
+    # Without a tag or a box nothing tells reasoning from an answer that went wrong.
+    return _JSON_HEAD.sub("", completion[: lists[-1].start()]) if lists else ""
 
 
 def _percent(share: float | None) -> str:

@@ -58,8 +58,18 @@ def write_report(
     """
     if not workdirs:
         raise ValueError("no workdir given; name the --workdir of one run or of several")
-    folders = list(dict.fromkeys(Path(workdir).resolve() for workdir in workdirs))
+    gallery.check(gallery_megabytes)
+    named = list(dict.fromkeys(Path(workdir).resolve() for workdir in workdirs))
+    # `runs/*` names the report of last time, too.
+    folders = [folder for folder in named if not _is_report(folder)]
+    if not folders:
+        raise ValueError(f"{named[0]} is a report: name the folders of runs")
     chosen, lacking = sweep_folder.expand(folders)
+    lacking += [f"{one.name}: left out, it is a report" for one in named if one not in folders]
+    allow, reference = sweep_folder.asked(folders)
+    options = options._replace(
+        allow={*options.allow, *allow}, reference=options.reference or reference
+    )
     runs = [run_folder.load(folder) for folder in chosen]
     made = result_tables.of_runs(runs, options)
     if out is not None:
@@ -86,6 +96,12 @@ def write_report(
     document.replace(out / "report.html", document.to_html(blocks, out))
     written = result_tables.write(made, out)
     return [out / "report.md", out / "report.html", *pictures, *written]
+
+
+def _is_report(folder: Path) -> bool:
+    """Whether a folder holds a report and nothing of a run."""
+    of_a_run = ("config.json", "metrics.jsonl", "eval", sweep_folder.FILE)
+    return (folder / "report.md").is_file() and not any((folder / n).exists() for n in of_a_run)
 
 
 def run_blocks(
@@ -119,7 +135,8 @@ def _evaluations(run: run_folder.Run, out: Path, missing: list[str]) -> list[Blo
         Heading("Evaluations"),
         Table(header, rows),
         Text(
-            "Per cent; in brackets the 95% bootstrap interval over the examples. Greedy decoding; "
+            "Per cent; in brackets the 95% bootstrap interval over the examples. "
+            f"{'Boxes of an outside detector' if run.is_detector else 'Greedy decoding'}; "
             "an answer that does not parse counts as IoU 0. The floor is what always answering the "
             "median training box scores."
         ),
@@ -129,8 +146,8 @@ def _evaluations(run: run_folder.Run, out: Path, missing: list[str]) -> list[Blo
 def _reward_and_threshold(run: run_folder.Run, out: Path, missing: list[str]) -> list[Block]:
     reward, iou = run.series("reward/total"), run.series("iou/raw_mean")
     threshold = run.series("curriculum/threshold")
-    # Rewarding the raw IoU asks for no threshold: a line of it would say what is not so.
-    if run.schedule == "raw_iou":
+    # Where the reward asks for no threshold, a line of it would say what is not so.
+    if not run.has_threshold:
         threshold = run_folder.Series(threshold.steps[:0], threshold.values[:0])
     if not len(reward.steps):
         missing.append("reward/total in metrics.jsonl: no reward curve")
@@ -142,6 +159,8 @@ def _reward_and_threshold(run: run_folder.Run, out: Path, missing: list[str]) ->
         f"Reward of the sampled completions (light: each step; solid: mean of the last {window}), "
         "their mean IoU, and the threshold in force."
     )
+    if not run.has_threshold:
+        caption = caption.replace("and the threshold in force", "the schedule has no threshold")
     return [
         Heading("Reward and threshold"),
         Picture("reward_and_threshold.png", caption),
@@ -186,7 +205,8 @@ def _accuracy(run: run_folder.Run, out: Path, missing: list[str]) -> list[Block]
         return []
     plots.accuracy(out / "accuracy.png", by_split, floors, intervals)
     caption = (
-        "Greedy accuracy by step; whiskers: 95% bootstrap interval over the examples; dashed: the "
+        f"{'Accuracy' if run.is_detector else 'Greedy accuracy by step'}; "
+        "whiskers: 95% bootstrap interval over the examples; dashed: the "
         "constant-box floor of the same colour's measure."
     )
     return [Heading("Accuracy"), Picture("accuracy.png", caption)]
@@ -233,7 +253,7 @@ def _contact_sheet(run: run_folder.Run, out: Path, missing: list[str]) -> list[B
         for index in indices:
             prediction = predictions[index]
             image_path = run.image_path(prediction, last)
-            if image_path is None:
+            if image_path is None or not contact_sheet.can_be_drawn(image_path):
                 lost.append(str(prediction["image"]))
             else:
                 sheets.append(_sheet(prediction, image_path))
@@ -241,8 +261,8 @@ def _contact_sheet(run: run_folder.Run, out: Path, missing: list[str]) -> list[B
             rows[title] = sheets
     if lost:
         missing.append(
-            f"{len(lost)} images of the contact sheet, {lost[0]} the first: looked for beside the "
-            "manifest that config.json names"
+            f"{len(lost)} images of the contact sheet, {lost[0]} the first: not there, or not "
+            "to be read; looked for beside the manifest that config.json names"
         )
     if not rows:
         return []

@@ -53,7 +53,7 @@ class Tables(NamedTuple):
         if self.differences:
             blocks += [
                 document.Heading("These runs differ"),
-                document.Text("Compared all the same, as it was asked for:"),
+                document.Text("Compared all the same, as --allow or the sweep asks for:"),
                 document.Bullets([f"{one.kind}: {one}" for one in self.differences]),
             ]
         for table in self.tables:

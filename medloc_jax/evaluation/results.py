@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What finished runs amount to, by method and data set: the numbers behind every table.
 
-A method is a run's `config.label`, else `sft` or its reward schedule. Its experiment on a data set
-is all the runs that differ in their seed alone. What counts of a run is its last evaluation of the
-split, at the last step: never the best one on the way.
+A method is a run's `config.label`, else `sft`, `zero_shot` or its reward schedule. Its experiment
+on a data set is all the runs that differ in their seed alone. What counts of a run is its last
+evaluation of the split, at the last step: never the best one on the way.
 """
 
 import dataclasses
@@ -17,8 +17,30 @@ from typing import Any
 
 import numpy as np
 
+from medloc_jax import config as config_module
 from medloc_jax import methods
 from medloc_jax.evaluation import metrics, run_folder
+
+# What each schedule reads of config.curriculum, and each form of medloc's step size.
+_READ = {
+    "medloc": (
+        *("threshold_start", "threshold_target", "step_size", "window", "window_unit"),
+        *("window_rewards", "min_fill", "refresh_fraction", "margin", "criteria", "regimes"),
+    ),
+    "fixed": ("threshold_fixed",),
+    "raw_iou": (),
+    "v_triune": ("stages",),
+    "rivals": ("rivals_start", "rivals_end"),
+}
+_READ_BY_FORM = {
+    "piecewise": ("step_sizes", "boundaries"),
+    "linear": ("step_size_start", "snap_eps"),
+    "cosine": ("step_size_start", "snap_eps"),
+    "constant": ("step_size_start",),
+}
+# Settings that do not change what is learnt: they name a group only where no other differs.
+_BESIDE = ("label", "checkpoint.", "log.", "mesh.", "watchdog.", "eval.", "data.num_")
+_MOST_SETTINGS = 3  # that a name tells
 
 MEASURES = {"a50": "A@0.5", "a80": "A@0.8", "map": "mAP", "miou": "mIoU"}
 
@@ -107,7 +129,46 @@ def collect(runs: Sequence[run_folder.Run], split: str) -> tuple[list[Experiment
 
 def method(run: run_folder.Run) -> str:
     """The name of a run's method or arm: its label, else what the config amounts to."""
-    return str(run.config.get("label") or run.method)
+    if run.config.get("label"):
+        return str(run.config["label"])
+    return run.method if run.is_trained or run.is_sft else "zero_shot"
+
+
+def departures(config: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """The settings in which a run is not the method that it is called; {} where it is.
+
+    Looked at are the fields that methods.METHODS sets, and what the method's schedule reads of the
+    curriculum, whose values are otherwise the defaults. A setting that config.json does not hold
+    (an older version's, or there is none) is not held against the run.
+
+    Args:
+        config: of the run.
+        name: of the method; "" = the config's label, else its schedule.
+    """
+    name = name or str(config.get("label") or "")
+    if not name:
+        name = method(run_folder.Run(Path(), dict(config), (), (), (), ()))
+    if name not in methods.METHODS:
+        return {}
+    flat = flatten(config)
+    expected = {"method": "grpo"} | _curriculum_of(name) | methods.METHODS[name]
+    found = {}
+    for key, value in expected.items():
+        # One field like another is a budget: `comparability` looks at that.
+        if isinstance(value, methods.Like) or key.startswith(_BESIDE):
+            continue
+        if key in flat and _plain(flat[key]) != _plain(value):
+            found[key] = flat[key]
+    if flat.get("num_steps") == 0 and name != "zero_shot":
+        found.setdefault("num_steps", 0)
+    return found
+
+
+def run_title(run: run_folder.Run) -> str:
+    """A run's method as tables print it; where the run is another, its name and what differs."""
+    name = method(run)
+    differing = departures(run.config, name)
+    return f"{name}, {_told(differing)}" if differing else title(name)
 
 
 def run_names(runs: Sequence[run_folder.Run]) -> list[str]:
@@ -128,17 +189,18 @@ def title(name: str) -> str:
 
 def group_labels(groups: Sequence[Sequence[run_folder.Run]]) -> list[str]:
     """A name for each group: its method, and where that is not enough, the settings that differ."""
-    names = [method(group[0]) for group in groups]
+    names = [run_title(group[0]) for group in groups]
     flat = [flatten(group[0].config) for group in groups]
     labels = []
     for index, name in enumerate(names):
         rivals = [other for other, rival in enumerate(names) if rival == name]
         keys = sorted({key for other in rivals for key in flat[other] if key != "seed"})
         differing = [key for key in keys if len({str(flat[o].get(key)) for o in rivals}) > 1]
-        label = title(name)
+        differing = [key for key in differing if not key.startswith(_BESIDE)] or differing
+        label = name
         if len(rivals) > 1:
-            settings = ", ".join(f"{key}={flat[index].get(key)}" for key in differing[:3])
-            label = f"{label}, {settings or groups[index][0].name}"
+            settings = {key: flat[index].get(key) for key in differing[:_MOST_SETTINGS]}
+            label = f"{label}, {_told(settings) or groups[index][0].name}"
         labels.append(label)
     # Two groups may still share a name, when more than three settings differ.
     return [
@@ -173,6 +235,30 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _curriculum_of(name: str) -> dict[str, Any]:
+    """The defaults of what a method's schedule reads of the curriculum."""
+    own = methods.METHODS[name]
+    if name == "zero_shot" or own.get("method") == "sft":
+        return {}
+    defaults: dict[str, Any] = config_module.default_config().to_dict()["curriculum"]
+    read = ("schedule", *_READ[own.get("curriculum.schedule", defaults["schedule"])])
+    if "step_size" in read:
+        read += _READ_BY_FORM[own.get("curriculum.step_size", defaults["step_size"])]
+    return {f"curriculum.{key}": defaults[key] for key in read}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: tuples are lists there."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _told(settings: Mapping[str, Any]) -> str:
+    """Settings in a name: the first few, and how many more there are."""
+    items = list(settings.items())
+    more = f" and {len(items) - _MOST_SETTINGS} more" if len(items) > _MOST_SETTINGS else ""
+    return ", ".join(f"{key}={value}" for key, value in items[:_MOST_SETTINGS]) + more
 
 
 def _manifest_source(manifest: Path) -> str:

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+# Schedules whose reward asks for an IoU: `hit` and `iou_if_hit` in rewards/combine.py. The others
+# log a threshold of 0 that nothing is compared with.
+_WITH_THRESHOLD = ("medloc", "fixed", "v_triune")
 _EVALUATION_FOLDER = re.compile(r"(?P<split>.+)-(?P<step>\d+)")
 
 
@@ -75,6 +78,16 @@ class Run:
         return any("sft/loss" in row for row in self.rows)
 
     @property
+    def is_detector(self) -> bool:
+        """True for boxes of an outside detector that `medloc evaluate --predictions` scored."""
+        return self.config.get("method") == "predictions"
+
+    @property
+    def is_trained(self) -> bool:
+        """False where no step was taken: a zero-shot row, a detector's boxes."""
+        return self.config.get("num_steps") != 0
+
+    @property
     def schedule(self) -> str:
         """The reward schedule of a GRPO run, "" where it is not known."""
         return "" if self.is_sft else str(self.config.get("curriculum", {}).get("schedule", ""))
@@ -83,6 +96,11 @@ class Run:
     def method(self) -> str:
         """`sft`, the name of the reward schedule, or what config.json says (`predictions`)."""
         return "sft" if self.is_sft else self.schedule or str(self.config.get("method", "grpo"))
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether an IoU decides what earns a reward; taken for granted where config.json lacks."""
+        return self.schedule in _WITH_THRESHOLD or not self.config
 
     @property
     def seed(self) -> int | None:
@@ -258,7 +276,9 @@ def _without_seed(config: dict[str, Any], depth: int = 0) -> dict[str, Any]:
 
     Three seeds, each with a warm start of its own, are then still one group.
     """
-    rest = {key: value for key, value in config.items() if key != "seed"}
+    # Each training of an outside detector has its own file of boxes (outside_predictions.DIGESTS).
+    beside = ("seed", "predictions_sha256")
+    rest = {key: value for key, value in config.items() if key not in beside}
     start = start_config(config, depth)
     if start is not None:
         rest["model"] = config["model"] | {"init_from": start}

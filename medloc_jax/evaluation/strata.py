@@ -2,11 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A@0.5 by class and by the size of the true box: a mean may hide whom a method fails.
 
-The strata are those of the test examples, the same for every method. Sizes are thirds of the
+The strata are those of the test examples, the same for every method unless a report allows other
+examples: then the numbers of examples are told by method, in the CSV files. Sizes are thirds of the
 examples (tertiles) by the true box's share of its image, or by its area in pixels where
 predictions.jsonl does not hold the image's size (files written by older versions).
 """
 
+import collections
+import functools
+import operator
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +24,8 @@ from medloc_jax.evaluation.table_files import ResultTable
 NO_LABEL = "(no label)"
 SIZES = ("small", "medium", "large")
 MOST_CLASSES = 12  # columns of classes in a table
+_BRACKETS = "in brackets the number of examples."
+_DIFFER = "the runs' examples differ: the CSV file has each method's number."
 
 
 def labels(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -60,18 +66,19 @@ def class_table(experiments: Sequence[results.Experiment]) -> list[ResultTable]:
     """A@0.5 by class, a table a data set; none where there is one class alone."""
     found = []
     for data_set, there in _by_data_set(experiments):
-        counts: dict[str, int] = {}
-        for label in labels(there[0].finals[0].predictions):
-            counts[label] = counts.get(label, 0) + 1
+        counted = [collections.Counter(labels(lines)) for lines in _answered(there)]
+        counts = functools.reduce(operator.or_, counted)  # the most that any run has
         if len(counts) < 2:
             continue
         shown = sorted(counts, key=lambda label: (-counts[label], label))[:MOST_CLASSES]
-        notes = ["A@0.5 in per cent, mean ± sd over seeds; in brackets the number of examples."]
+        alike = all(one == counts for one in counted)
+        notes = [f"A@0.5 in per cent, mean ± sd over seeds; {_BRACKETS if alike else _DIFFER}"]
         if len(counts) > len(shown):
             notes.append(f"The {len(shown)} most frequent of {len(counts)} classes.")
         found.append(
             _table(f"classes_{_stem(data_set)}", f"A@0.5 by class, {data_set}", there, labels,
-                   {label: f"{label} ({counts[label]})" for label in shown}, notes)
+                   {label: f"{label} ({counts[label]})" if alike else label for label in shown},
+                   notes)
         )  # fmt: skip
     return found
 
@@ -80,20 +87,28 @@ def size_table(experiments: Sequence[results.Experiment]) -> list[ResultTable]:
     """A@0.5 by thirds of box size, a table a data set."""
     found = []
     for data_set, there in _by_data_set(experiments):
-        sizes, unit = areas(there[0].finals[0].predictions)
+        answered = _answered(there)
+        sizes, unit = areas(answered[0])
         parts, (low, high) = tertiles(sizes)
+        alike = all(sorted(map(_target, lines)) == sorted(map(_target, answered[0]))
+                    for lines in answered)  # fmt: skip
         borders = [f"{low:,.0f} px²", f"{high:,.0f} px²"]
         if unit == "share of image":
             borders = [f"{100 * low:.3g}%", f"{100 * high:.3g}% of the image"]
         note = (
-            "A@0.5 in per cent, mean ± sd over seeds; in brackets the number of examples. Thirds "
-            f"of the examples by the area of the true box: up to {borders[0]}, up to {borders[1]}, "
+            f"A@0.5 in per cent, mean ± sd over seeds; {_BRACKETS if alike else _DIFFER} Thirds of "
+        )
+        note += (
+            f"the examples by the area of the true box: up to {borders[0]}, up to {borders[1]}, "
             "above."
+            if alike
+            else "each run's own examples by the area of the true box."
         )
         found.append(
             _table(f"sizes_{_stem(data_set)}", f"A@0.5 by box size, {data_set}", there,
                    lambda lines: tertiles(areas(lines)[0])[0],
-                   {size: f"{size} ({parts.count(size)})" for size in SIZES if size in parts},
+                   {size: f"{size} ({parts.count(size)})" if alike else size
+                    for size in SIZES if size in parts or not alike},
                    [note])
         )  # fmt: skip
     return found
@@ -130,12 +145,24 @@ def _table(name, title, experiments, stratify, columns, notes) -> ResultTable:
 def _by_data_set(
     experiments: Sequence[results.Experiment],
 ) -> list[tuple[str, list[results.Experiment]]]:
-    """The experiments that have predictions, by data set; in each the first has them first."""
+    """The experiments of which a run has predictions, by data set."""
     found: dict[str, list[results.Experiment]] = {}
     for experiment in experiments:
-        if experiment.finals[0].predictions:
+        if any(final.predictions for final in experiment.finals):
             found.setdefault(experiment.data_set, []).append(experiment)
     return list(found.items())
+
+
+def _answered(
+    experiments: Sequence[results.Experiment],
+) -> list[Sequence[Mapping[str, Any]]]:
+    """The predictions of every run that has any."""
+    return [final.predictions for one in experiments for final in one.finals if final.predictions]
+
+
+def _target(line: Mapping[str, Any]) -> tuple[str, tuple[float, ...]]:
+    """Which example a line is of, and its true box."""
+    return str(line["id"]), tuple(line["target_boxes_px"][0])
 
 
 def _stem(data_set: str) -> str:

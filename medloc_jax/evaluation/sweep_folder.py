@@ -20,6 +20,8 @@ class Sweep(NamedTuple):
 
     finished: tuple[Path, ...]  # folders of runs, in the sweep's order
     lacking: tuple[str, ...]  # one line a run that is not among them, with why
+    allow: tuple[str, ...] = ()  # in what its arms differ on purpose
+    reference: str = ""  # the arm that the others are taken from; "" where no run of it is finished
 
 
 def is_sweep(folder: Path) -> bool:
@@ -35,14 +37,17 @@ def read(folder: Path) -> Sweep:
     """
     path = folder / FILE
     try:
-        runs: Sequence[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        finished, lacking = [], []
+        account: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        runs: Sequence[dict[str, Any]] = account["runs"]
+        allow, reference = tuple(account.get("allow", ())), str(account.get("reference", ""))
+        finished, lacking, arms = [], [], set()
         for run in runs:
             name, kind, state = run["name"], run["kind"], run["state"]
             if kind != _RUN:
                 continue
             if state == _FINISHED and (folder / name).is_dir():
                 finished.append(folder / name)
+                arms.add(run.get("arm", ""))
                 continue
             why = "its folder is gone" if state == _FINISHED else run.get("why", "")
             lacking.append(f"{name}: {state}" + (f": {why}" if why else ""))
@@ -51,7 +56,23 @@ def read(folder: Path) -> Sweep:
             f"{path}: not the account of a sweep ({type(error).__name__}: {error}); run the same "
             "`medloc sweep` again, or name the runs' own folders"
         ) from error
-    return Sweep(tuple(finished), tuple(lacking))
+    return Sweep(tuple(finished), tuple(lacking), allow, reference if reference in arms else "")
+
+
+def asked(folders: Sequence[Path]) -> tuple[tuple[str, ...], str]:
+    """What the sweeps among these folders ask of a report.
+
+    Returns:
+        In what runs may differ, by any of them; and the reference, "" where there is none, or
+        where two of them name different ones.
+
+    Raises:
+        ValueError: an account cannot be read.
+    """
+    sweeps = [read(folder) for folder in folders if is_sweep(folder)]
+    allow = tuple(sorted({kind for sweep in sweeps for kind in sweep.allow}))
+    references = {sweep.reference for sweep in sweeps}
+    return allow, references.pop() if len(references) == 1 else ""
 
 
 def expand(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sweep of stub runs: what is started, skipped, resumed, told, chosen and printed."""
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import small_runs
 
 from medloc_jax.cli import job as jobs
 from medloc_jax.cli import main as cli_main
-from medloc_jax.cli import sweep, sweep_launch
+from medloc_jax.cli import sweep, sweep_launch, sweep_process
 
 STUB = Path(__file__).with_name("stub_train.py")
 SWEEP = """
@@ -235,13 +236,110 @@ def test_print_gives_lines_that_a_shell_takes(made, capsys):
     assert subprocess.run(command, cwd=small_runs.ROOT).returncode == 0
 
 
+def test_print_chooses_by_the_tries_that_are_there(made, capsys):
+    """A cluster leaves tries and no chosen.json; one that is there may be of other values."""
+    runs = made(("fixed",), more=TUNED)
+    runs.told["map"] = {"0.0001": 0.2, "0.0003": 0.5}
+    assert runs("--seeds=42") == 0
+    chosen = runs.workdir / "tuning/fixed/chosen.json"
+    for there in ("nothing", '{"chosen": 0.001}'):
+        chosen.unlink()
+        if there != "nothing":
+            chosen.write_text(there)
+        capsys.readouterr()
+        assert runs("--print", "--seeds=42") == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert "--config.optim.learning_rate=0.0003" in shlex.split(last)
+    assert runs("--print", "--seeds=42", "--config.tune_values=(1e-4,5e-4)") == 0
+    out = capsys.readouterr().out
+    assert "fixed need a value" in out and "# The runs." not in out
+
+
+@pytest.mark.parametrize(
+    ("arm", "flags"),
+    [
+        ("fixed", ["--set=eval.split=test"]),
+        ("fixed", ["--set=eval.split=test", "--set=eval.final_split="]),
+        ("fixed", ["--set=eval.final_split=val"]),
+        ("arm('written', 'fixed', {'eval.split': 'test'})", []),
+    ],
+)
+def test_tuning_must_not_look_at_test(made, arm, flags):
+    runs = made((arm,), more=TUNED)
+    with pytest.raises(ValueError, match="tuning/.*eval.split=.*tuning must not look at test; set"):
+        runs(*flags)
+    assert not runs.workdir.exists()
+    assert runs("--print", "--config.tune_values=()", *flags) == 0
+
+
+def test_an_arm_may_be_left_untuned(made, capsys):
+    untuned = "arm('written', 'fixed', {'eval.split': 'test'}, tune=('optim.learning_rate', ()))"
+    assert made(("medloc", untuned), more=TUNED)("--print", "--seeds=42") == 0
+    assert "/written/42" in capsys.readouterr().out
+
+
+def test_what_of_set_does_not_reach_a_run_is_told(made, capsys):
+    runs = made(("zero_shot", "fixed", "medloc"), more=TUNED)
+    flags = ("optim.learning_rate=1e-3", "eval.final_split=", "data.manifest=n.jsonl")
+    assert runs("--print", *(f"--set={flag}" for flag in flags)) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "does not reach" in line]
+    assert told == [
+        "# --set=optim.learning_rate does not reach fixed, medloc: its value is chosen by tuning",
+        "# --set=eval.final_split does not reach the tries: they look at no final split",
+        "# --set of eval.final_split, optim.learning_rate does not reach the warm start: "
+        "use warm_start_changes",
+    ]
+
+
+def test_the_report_is_told_what_differs_on_purpose_and_the_reference(made, capsys):
+    runs = made(("fixed", "medloc"), more="sweep.allow = ('budget',); sweep.reference = 'fixed'")
+    assert runs("--seeds=42") == 0
+    line = f"Report: medloc report {runs.workdir} --allow=budget"
+    assert f"{line} --reference=fixed\n" in capsys.readouterr().out
+    assert (runs.record()["allow"], runs.record()["reference"]) == (["budget"], "fixed")
+    runs.workdir.rename(runs.workdir.with_name("before"))
+    assert runs("--seeds=42", "--only=medloc") == 0
+    assert f"{line}\n" in capsys.readouterr().out  # no run of the reference is there
+    for more, told in (("reference = 'fixt'", "'fixt' is no arm"), ("allow = ('all',)", "'all'")):
+        with pytest.raises(ValueError, match=told):
+            made(("fixed",), more=f"sweep.{more}")()
+
+
+def test_a_run_is_told_when_it_starts(made, capsys):
+    runs = made(("fixed", "medloc"))
+    assert runs("--seeds=42") == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = [re.match(r"\d of 2: \w+/42 (\.\.\.$)?", line)[0].strip() for line in lines[:4]]
+    assert heads == [
+        *("1 of 2: fixed/42 ...", "1 of 2: fixed/42"),
+        *("2 of 2: medloc/42 ...", "2 of 2: medloc/42"),
+    ]
+
+
+def test_help_lists_the_flags(capsys):
+    for arguments in (["--help"], ["--config=x.py", "--help"]):
+        with contextlib.suppress(SystemExit):
+            (sweep.main if len(arguments) > 1 else _verb)(arguments)
+        out = capsys.readouterr().out
+        names = ("config", "workdir", "only", "seeds", "jobs (1)", "set", "print")
+        assert all(f"\n  --{name}" in out for name in names) and "runs at a time" in out
+
+
+def _verb(arguments):
+    return cli_main.main(["sweep", *arguments])
+
+
 def test_jobs_share_the_cores(made, monkeypatch):
-    monkeypatch.delenv("PJRT_NPROC", raising=False)
-    monkeypatch.setattr(sweep_launch, "num_cores", lambda: 4)
+    limits = ("PJRT_NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    for name in limits:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sweep_process, "num_cores", lambda: 4)
     runs = made(("fixed", "medloc"))
     assert runs("--seeds=42", "--jobs=2") == 0
     assert (runs.workdir / "fixed/42/starts").read_text() == "2\n"
-    assert "PJRT_NPROC" not in sweep_launch.environment(1)  # alone, it has all of them
+    # Alone, it has all of them.
+    assert not set(limits) & set(sweep_process.environment(1))
+    assert all(sweep_process.environment(2)[name] == "2" for name in limits)
 
 
 def test_a_signal_ends_the_runs_and_the_next_start_goes_on(made, capsys):
@@ -284,6 +382,9 @@ def test_two_sweeps_do_not_share_a_folder(made):
         (["--seeds=4,4"], "--seeds=4,4: one is there twice"),
         (["--jobs=0"], "--jobs=0: give 1 or more"),
         (["--set=num_steps"], "write --set=FIELD=VALUE"),
+        (["--set=seed=7"], "--set=seed: every run has its own; use --seeds"),
+        (["--set=label=x"], "--set=label: every run is called by its arm"),
+        (["--set=num_steps=3", "--set=num_steps=4"], "num_steps is set twice"),
         (["--set=rl.grup_size=3"], "rl.grup_size"),
         (["--set=rl.group_size=1"], "fixed/42: rl.group_size=1"),
         (["--config.tune_values=(1e-3,)", "--config.tune_seed=42"], "tune_seed 42 is also a seed"),

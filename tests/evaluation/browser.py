@@ -22,7 +22,7 @@ _FLAGS = (
     *("--disable-default-apps", "--disable-extensions", "--disable-dev-shm-usage"),
     *("--hide-scrollbars", "--mute-audio", "--remote-debugging-pipe"),
 )
-_SECONDS = 60.0  # for one answer; a loaded machine is slow to start a browser
+SECONDS = 60.0  # for one answer; a loaded machine is slow to start a browser
 KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Escape": 27, "Tab": 9}
 
 
@@ -64,10 +64,10 @@ class Browser:
             self._note(answer)
 
     def _next(self) -> dict:
-        end = time.monotonic() + _SECONDS
+        end = time.monotonic() + SECONDS
         while b"\0" not in self._buffer:
             if not select.select([self._read_from], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise TimeoutError(f"no word from the browser in {_SECONDS:g} s")
+                raise TimeoutError(f"no word from the browser in {SECONDS:g} s")
             piece = os.read(self._read_from, 1 << 20)
             if not piece:
                 raise RuntimeError("the browser has gone")
@@ -116,7 +116,7 @@ class Browser:
 
     def wait(self, expression: str) -> None:
         """Waits until an expression is true."""
-        end = time.monotonic() + _SECONDS
+        end = time.monotonic() + SECONDS
         while not self.value(expression):
             if time.monotonic() > end:
                 raise TimeoutError(f"never true: {expression}")

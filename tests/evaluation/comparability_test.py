@@ -27,6 +27,11 @@ def test_methods_on_one_budget_and_split_are_comparable(make_experiment):
         ({"num_steps": 7}, "num_steps", "9 in .*medloc/42.*; 7 in fixed/42"),
         ({"rl": {"group_size": 4, "prompts_per_step": 4}}, "rl.group_size", "8 in .*; 4 in"),
         ({"rl": {"group_size": 8, "prompts_per_step": 2}}, "prompts per step", "4 in .*; 2 in"),
+        (
+            {"rl": {"group_size": 8, "prompts_per_step": 4, "num_updates": 2}},
+            "rl.num_updates",
+            "unknown in .*; 2 in",
+        ),
         ({"data": {"manifest": "/d/m.jsonl"}}, "training data", "synthetic in .*; /d/m.jsonl in"),
         ({"model": {"init_from": "/w"}}, "warm start", "random weights.* in .*; /w in"),
     ],

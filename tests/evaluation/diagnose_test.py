@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from medloc_jax import config
-from medloc_jax.evaluation import diagnose, diagnose_plot, diagnose_text
+from medloc_jax.evaluation import diagnose, diagnose_plot, diagnose_text, sampled_groups
 
 CURRICULUM = config.default_config().curriculum
 # Two groups of four: one is divided at 0.3 and 0.5, one only has misses from 0.3 on.
@@ -31,7 +31,7 @@ def _policy(mean, between, within, *, num_groups=400, valid=1.0, seed=0):
     centre = rng.normal(mean, between, (num_groups, 1))
     ious = np.clip(centre + rng.normal(0, within, (num_groups, 8)), 0, 1)
     said = rng.random(ious.shape) < valid
-    return diagnose.Groups(np.where(said, ious, 0.0), said)
+    return sampled_groups.Groups(np.where(said, ious, 0.0), said)
 
 
 def test_the_numbers_of_a_threshold():
@@ -56,7 +56,7 @@ def test_the_signal_is_the_rewards_variance_within_groups():
 
 def test_the_raw_iou_and_the_thirds_by_size():
     equal = np.array([[0.5, 0.5], [0.5, 0.7], [0.1, 0.2]])
-    measured = diagnose.measure(diagnose.Groups(equal, areas=np.array([0.9, 0.1, 0.4])))
+    measured = diagnose.measure(sampled_groups.Groups(equal, areas=np.array([0.9, 0.1, 0.4])))
     raw = measured["raw_iou"]
     assert raw["zero_advantage_rate"] == pytest.approx(1 / 3)
     assert raw["signal"] == pytest.approx((0.01 + 0.0025) / 3)
@@ -67,57 +67,11 @@ def test_the_raw_iou_and_the_thirds_by_size():
     assert middle["num_groups"] == 1 and measured["valid_rate"] is None
 
 
-def test_a_log_is_read_with_its_boxes_and_sizes():
-    record = {
-        "ids": ["a", "b"],
-        "ious": IOUS[:, :2].tolist(),
-        "boxes_px": [[[0, 0, 1, 1], [None] * 4], [None, [0, 0, 2, 2]]],
-        "target_boxes_px": [[0, 0, 10, 10], [0, 0, 20, 5]],
-    }
-    sizes = {"a": (20, 20), "b": (40, 40)}
-    groups = diagnose.from_records([record], "x.jsonl", sizes)
-    assert groups.valid.tolist() == [[True, False], [False, True]]
-    assert groups.areas.tolist() == [0.25, 0.0625] and groups.area_unit == "of the image"
-    unknown = diagnose.from_records([record], "x.jsonl", {"a": (20, 20)})
-    assert unknown.areas.tolist() == [100, 100] and unknown.area_unit == "px^2"
-
-
-@pytest.mark.parametrize(
-    ("lines", "named"),
-    [
-        ([], "x.jsonl: cannot"),
-        (["{"], "x.jsonl:1: not JSON"),
-        (['{"ious": [[0.5, 0.1]]}', "[]"], "x.jsonl:2: need an object"),
-    ],
-)
-def test_a_broken_file_names_the_line(tmp_path, lines, named):
-    path = tmp_path / "x.jsonl"
-    if lines:
-        path.write_text("\n".join(lines) + "\n")
-        with pytest.raises(ValueError, match=named):
-            diagnose.read_jsonl(path)
-    else:
-        with pytest.raises(ValueError, match="cannot read"):
-            diagnose.read_jsonl(path)
-        path.write_text("")
-        with pytest.raises(ValueError, match="is empty"):
-            diagnose.read_jsonl(path)
-
-
-@pytest.mark.parametrize(
-    ("ious", "named"),
-    [([[0.5, 1.5]], "line 2.*1.5"), ([[0.1, 0.2, 0.3]], "line 2.*groups of 3"), ([], "line 2")],
-)
-def test_ious_that_do_not_fit_name_the_line(ious, named):
-    with pytest.raises(ValueError, match=named):
-        diagnose.from_records([{"ious": [[0.5, 0.1]]}, {"ious": ious}], "x.jsonl")
-
-
 def test_a_sloppy_start_is_past_the_papers_threshold():
     """As the warm starts of this repository: nearly all reach 0.3, half 0.5 and few 0.8."""
     advice = _recommend(_policy(0.5, 0.13, 0.07))
     assert 0.45 <= advice["threshold_start"] <= 0.6
-    assert any("tau0 = 0.3 starts nearly without signal" in one for one in advice["warnings"])
+    assert any("tau0 = 0.3 has nearly no signal here" in one for one in advice["warnings"])
     # In every such run the raw IoU had spread everywhere and won.
     assert advice["schedule"] == "raw_iou"
 
@@ -154,12 +108,34 @@ def test_sft_comes_first_where_nothing_can_be_compared(groups, named):
     assert named in advice["reasons"][0] and advice["warnings"] == []
 
 
+@pytest.mark.parametrize("iou", [0.85, 1.0])
+def test_a_finished_policy_is_not_sent_back_to_sft(iou):
+    groups = sampled_groups.Groups(np.full((200, 8), iou))
+    advice = _recommend(groups)
+    assert advice["schedule"] == "no_differences" and advice["threshold_start"] is None
+    assert "has converged, or is sampled too cold" in advice["reasons"][0]
+    text = diagnose_text.to_text("a run", diagnose.measure(groups), advice)
+    assert "SFT" not in text and "rl.temperature" in text
+
+
+def test_no_start_is_named_that_train_refuses():
+    """Above threshold_target there is no curriculum."""
+    groups = _policy(0.9, 0.02, 0.03)
+    advice = _recommend(groups)
+    assert advice["schedule"] == "raw_iou"
+    assert advice["threshold_start"] > CURRICULUM.threshold_target
+    text = diagnose_text.to_text("a run", diagnose.measure(groups), advice)
+    assert "threshold_start" not in text
+    higher = _recommend(groups, target=0.95)
+    assert "threshold_start" in diagnose_text.to_text("a", diagnose.measure(groups), higher)
+
+
 def test_medloc_and_fixed_where_the_raw_iou_does_not_lead():
     # Half of the groups have equal IoUs, and those that differ are divided.
     ious = np.where(np.arange(400)[:, None] % 10 < 7, [[0.2, 0.7] * 4], 0.5)
-    assert _recommend(diagnose.Groups(ious))["schedule"] == "medloc"
+    assert _recommend(sampled_groups.Groups(ious))["schedule"] == "medloc"
     high = np.where(np.arange(400)[:, None] % 10 < 7, [[0.7, 0.92] * 4], 0.95)
-    advice = _recommend(diagnose.Groups(high))
+    advice = _recommend(sampled_groups.Groups(high))
     assert advice["schedule"] == "fixed" and advice["threshold_start"] == 0.9
     # Undivided advantages: small differences of the IoU are small gradients.
     sloppy = _policy(0.46, 0.10, 0.08)
@@ -173,7 +149,7 @@ def test_few_groups_are_said_to_be_few():
 @pytest.mark.parametrize("areas", [None, np.linspace(0.01, 0.5, 400)])
 def test_the_text_and_the_picture_say_what_was_measured(tmp_path, areas):
     groups = _policy(0.46, 0.10, 0.08)
-    groups = diagnose.Groups(groups.ious, groups.valid, areas)
+    groups = sampled_groups.Groups(groups.ious, groups.valid, areas)
     measured, advice = diagnose.measure(groups), _recommend(groups)
     json.dumps(measured | advice, allow_nan=False)
     text = diagnose_text.to_text("a run", measured, advice)

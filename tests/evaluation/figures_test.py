@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medloc_jax import curriculum
 from medloc_jax.evaluation import (
+    comparison,
     figures,
     figures_answers,
     figures_arms,
@@ -127,6 +129,30 @@ def test_a_band_is_over_steps_that_all_runs_reached():
     assert band.deviation == pytest.approx([np.sqrt(2), np.sqrt(2)]) and band.num_runs == 2
     assert figures_arms.band([none]).num_runs == 0
     assert figures_arms.band([long]).deviation.tolist() == [0.0] * 4
+
+
+def test_a_threshold_is_there_where_the_reward_asks_for_one(methods):
+    for name in curriculum.SCHEDULES:
+        config = {"curriculum": {"schedule": name}}
+        run = run_folder.Run(methods[0].folder, config, (), (), (), ())
+        shape = curriculum.make_schedule(name, num_steps=10).reward_shape
+        assert run.has_threshold == (shape in ("hit", "iou_if_hit"))
+    rivals = run_folder.Run(
+        methods[0].folder, {"curriculum": {"schedule": "rivals"}}, methods[0].rows, (), (), ()
+    )
+    assert len(figures_arms.curve(rivals, "curriculum/threshold").steps) == 0
+    assert comparison._threshold_reached(rivals) == "-"
+
+
+def test_forms_of_the_step_size_may_start_elsewhere(methods):
+    def start(run, value):
+        config = json.loads(json.dumps(run.config))
+        config["curriculum"]["threshold_start"] = value
+        return run_folder.Run(run.folder, config, run.rows, run.rollouts, run.evaluations, ())
+
+    runs = [start(run, 0.3 if run.config["label"] == "medloc" else 0.2) for run in methods]
+    family = figures_arms.by_setting(figures_arms.arms(runs), "curriculum.step_size")
+    assert set(family) == {"piecewise", "linear"}
 
 
 def test_raw_iou_has_no_threshold(methods):

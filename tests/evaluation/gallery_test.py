@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import base64
 import io
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,3 +88,21 @@ def test_no_predictions_no_gallery_and_limits_are_checked(runs):
     assert gallery.build([bare]) is None
     with pytest.raises(ValueError, match="-1 MB"):
         gallery.build(runs, megabytes=-1.0)
+    for limit in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"{limit:g} MB.*--gallery_mb"):
+            gallery.build(runs, megabytes=limit)
+
+
+@pytest.mark.parametrize("megabytes", [6.0, 0.0])
+def test_a_broken_image_is_lost_and_ends_nothing(runs, tmp_path, megabytes):
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0].folder, folder)
+    pictures = Path(runs[0].config["data"]["manifest"]).parent
+    shutil.copytree(pictures, tmp_path / "pictures")
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["manifest"] = str(tmp_path / "pictures" / "manifest.jsonl")
+    (folder / "config.json").write_text(json.dumps(config))
+    (tmp_path / "pictures/images/0003.png").write_bytes(b"no image")
+    made = gallery.build([run_folder.load(folder)], megabytes=megabytes)
+    assert "images of 1 examples were not found or cannot be read" in made.note
+    assert len(made.data["images"]) == (11 if megabytes else 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medloc_jax import methods
 from medloc_jax.data import synthetic
 from medloc_jax.evaluation import metrics
 from medloc_jax.grounding import boxes
@@ -148,13 +149,14 @@ def write_run(
     folder.mkdir(parents=True)
     schedule = curriculum["schedule"]
     settings = {"window": 30, "refresh_fraction": 0.5, "step_size": "piecewise"}
+    template = methods.METHODS.get(label, {}).get("data.template", "medloc")
     config = {
         "method": "grpo",
         "label": label,
         "seed": seed,
         "num_steps": num_steps,
         "model": {"preset": "tiny", "init_from": ""},
-        "data": {"manifest": str(pictures_folder / "manifest.jsonl"), "template": "medloc"},
+        "data": {"manifest": str(pictures_folder / "manifest.jsonl"), "template": template},
         "curriculum": settings | {"step_size_start": 0.2} | curriculum,
         "rl": {"group_size": 8},
     }

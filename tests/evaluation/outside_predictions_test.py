@@ -51,6 +51,9 @@ def test_the_box_of_the_highest_score_counts(tmp_path):
     assert [line["id"] for line in predictions] == ["a", "b"]
     assert [line["iou"] for line in predictions] == [0.0, 1.0]
     assert predictions[1]["boxes_px"] == [HIT] and predictions[1]["valid"]
+    # A score is no text of the model.
+    assert [line["completion"] for line in predictions] == ["", ""]
+    assert [line["score"] for line in predictions] == [0.7, 0.9]
     assert predictions[1]["target_boxes_px"] == [HIT] and predictions[1]["label"] == "nv"
     assert summary["a50"] == 0.5 and summary["num_examples"] == 2
     assert summary["floor"]["a50"] == 1.0  # the median training box is every target
@@ -60,6 +63,7 @@ def test_no_box_and_no_line_count_as_wrong(tmp_path):
     answers, path = _read(tmp_path, _line("a", [], []))
     predictions, summary = outside_predictions.score(answers, ROWS[:2], [], path=path)
     assert [line["valid"] for line in predictions] == [False, False]
+    assert [line["score"] for line in predictions] == [None, None]
     assert [line["reason"] for line in predictions] == ["no box", "no line in the predictions"]
     assert summary["valid_rate"] == 0 and summary["decoding"]["without_line"] == 1
 
@@ -104,6 +108,10 @@ def test_an_image_names_its_only_example(tmp_path):
         ([_line(boxes=[[0.2, 0.2, 0.6, 0.8]])], r"look like fractions"),
         ([{"boxes_px": [], "scores": []}], r":1: name the example by either"),
         ([_line(image="images/a.png")], r":1: name the example by either"),
+        ([_line(["a"])], r":1: id is \['a'\]: it must be a string"),
+        ([{"image": 3, "boxes_px": [], "scores": []}], r":1: image is 3: it must be a string"),
+        ([_line(boxes=[[0, 0, 10**400, 9]])], r":1: box .* is not four finite numbers"),
+        ([_line(scores=[10**400])], r":1: score 1000.* is not a finite number"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, lines, message):

@@ -10,6 +10,8 @@ from medloc_jax.grounding import prompts
     ("completion", "words", "names_box", "same_box"),
     [
         ("[1,2,3,4]", 0, False, False),
+        ("score 0.9", 0, False, False),
+        ("an answer that went wrong [12, 3", 0, False, False),
         ("", 0, False, False),
         ("<think></think><answer>[1, 2, 3, 4]</answer>", 0, False, False),
         ("<think>A dark spot.</think><answer>[1, 2, 3, 4]</answer>", 3, False, False),
@@ -37,6 +39,14 @@ def test_answers_of_sft_have_none(name):
 
     text = prompts.TEMPLATES[name].completion_text(np.array([1.0, 2.0, 30.0, 40.0]), "lesion")
     assert reasoning.read(text).words == 0
+
+
+def test_detectors_say_nothing_and_are_left_out(make_experiment):
+    ours = make_experiment([0.9])
+    theirs = make_experiment([0.9], method="det")
+    for final in theirs.finals:
+        final.run.config["method"] = "predictions"
+    assert [row[1] for row in reasoning.table([ours, theirs]).rows] == ["MedLoc (piecewise)"]
 
 
 def test_shares_are_of_what_they_are_named_for():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medloc_jax.cli import main as cli_main
 from medloc_jax.cli import report as report_verb
 from medloc_jax.evaluation import (
     contact_sheet,
@@ -130,6 +131,47 @@ def test_a_broken_line_is_named_and_a_torn_last_one_noted(make_run):
         run_folder.load(folder)
 
 
+def test_one_broken_image_and_half_a_character_end_no_report(make_run):
+    folder = make_run("run")
+    (folder / "data/images/0.png").write_bytes(b"no image")
+    path = folder / "eval/test-119/predictions.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["completion"] = "\ud800 alone"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    row = json.loads((folder / "rollouts.jsonl").read_text())
+    row["completions"][0][0] = "\udfff too"
+    (folder / "rollouts.jsonl").write_text(json.dumps(row) + "\n")
+    markdown, page, *_ = report.write_report([folder])
+    assert "\ufffd too" in markdown.read_text() and "not to be read" in markdown.read_text()
+    assert "\ufffd alone" in page.read_text(encoding="utf-8")
+
+
+def test_a_limit_that_is_no_number_is_refused_before_anything_is_drawn(make_run):
+    folder = make_run("run")
+    with pytest.raises(ValueError, match="nan MB.*--gallery_mb"):
+        report.write_report([folder], gallery_megabytes=float("nan"))
+    assert not (folder / "report").exists()
+
+
+def test_a_report_among_the_folders_is_left_out_and_the_report_says_so(make_run, tmp_path):
+    folder, made = make_run("run"), tmp_path / "report"
+    made.mkdir()
+    (made / "report.md").write_text("# Comparison\n")
+    (markdown, *_) = report.write_report([folder, made])
+    assert "report: left out, it is a report" in markdown.read_text()
+    with pytest.raises(ValueError, match="is a report: name the folders of runs"):
+        report.write_report([made])
+
+
+def test_a_detectors_boxes_are_not_decoded(make_run):
+    folder = make_run("run")
+    (folder / "metrics.jsonl").unlink()
+    config = {"method": "predictions", "label": "yolo", "seed": 0, "num_steps": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    text = report.write_report([folder])[0].read_text()
+    assert "reedy" not in text and "Boxes of an outside detector" in text
+
+
 def test_null_metrics_are_left_out_of_the_curves(make_run):
     folder = make_run("run")
     with (folder / "metrics.jsonl").open("a") as file:
@@ -220,6 +262,13 @@ def test_percent_and_deviation_texts():
     assert tables.percent(None) == "-"
     assert tables.mean_and_deviation([0.1, 0.3]) == "20.0 ± 14.1"
     assert tables.mean_and_deviation([0.1]) == "10.0"
+
+
+def test_help_tells_every_flag(capsys):
+    assert cli_main.main(["report", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"  --{name}" in told for name in ("out", "allow", "reference", "split"))
+    assert "  --gallery_mb (6.0): limit" in told
 
 
 def test_verb_prints_where_the_pictures_are(make_run, tmp_path, capsys):

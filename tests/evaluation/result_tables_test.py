@@ -1,12 +1,15 @@
 # SPDX-FileCopyrightText: The medloc_jax authors
 # SPDX-License-Identifier: Apache-2.0
 import csv
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from latex_check import latex_faults
 
+from medloc_jax import config, methods
 from medloc_jax.evaluation import report, result_tables, results, run_folder
 
 _SEEDS = (42, 43)
@@ -62,7 +65,7 @@ def test_runs_of_other_budgets_are_refused_before_anything_is_written(runs, tmp_
 
 def test_labels_name_methods_and_sources_name_data_sets(runs):
     for folder, label in zip(runs, ("n_10", "n_10", "v_triune", "v_triune"), strict=True):
-        _edit_config(folder, label=label)
+        _edit_config(folder, label=label, curriculum={"schedule": "v_triune"})
     path = runs[0] / "eval/test-119/predictions.jsonl"
     lines = [json.loads(line) | {"source": "heel"} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -72,6 +75,62 @@ def test_labels_name_methods_and_sources_name_data_sets(runs):
         ("n_10", "synthetic", 1),
         ("V-Triune", "synthetic", 2),
     ]
+
+
+@pytest.mark.parametrize(
+    ("label", "curriculum", "name"),
+    [
+        ("", {"schedule": "fixed", "threshold_fixed": 0.5}, "Fixed 0.5"),
+        ("", {"schedule": "fixed", "threshold_fixed": 0.7},
+         "fixed, curriculum.threshold_fixed=0.7"),
+        ("fixed", {"schedule": "fixed", "threshold_fixed": 0.7},
+         "fixed, curriculum.threshold_fixed=0.7"),
+        ("fixed_70", {"schedule": "fixed", "threshold_fixed": 0.7}, "Fixed 0.7"),
+        ("", {"schedule": "medloc", "step_size": "linear"}, "medloc, curriculum.step_size=linear"),
+        ("", {"schedule": "medloc", "step_sizes": [0.15, 0.1, 0.05], "window": 30},
+         "MedLoc (piecewise)"),
+        ("", {"schedule": "medloc", "threshold_fixed": 0.7}, "MedLoc (piecewise)"),  # not read
+        ("v_triune", {"schedule": "medloc"}, "v_triune, curriculum.schedule=medloc"),
+        ("n_10", {"schedule": "medloc", "window": 10}, "n_10"),
+    ],
+)  # fmt: skip
+def test_a_run_is_called_a_method_only_where_it_is_one(make_run, label, curriculum, name):
+    folder = make_run("run")
+    _edit_config(folder, label=label, curriculum=curriculum)
+    run = run_folder.load(folder)
+    assert results.run_title(run) == name and results.group_labels([[run]]) == [name]
+
+
+def test_a_run_of_no_steps_and_one_of_an_outside_file_are_no_method(make_run):
+    run = run_folder.load(make_run("run"))
+    settings = {"label": "", "num_steps": 0}
+    bare = dataclasses.replace(run, config=run.config | settings)
+    assert (results.method(bare), results.run_title(bare)) == ("zero_shot", "Zero-shot")
+    named = dataclasses.replace(run, config=run.config | settings | {"label": "medloc"})
+    assert results.run_title(named) == "medloc, num_steps=0"
+    detector = dataclasses.replace(run, config=settings | {"label": "sft", "method": "predictions"})
+    assert results.run_title(detector) == "sft, method=predictions, num_steps=0"
+
+
+def test_what_no_number_hangs_on_names_no_group(make_run):
+    folders = [make_run(f"g{size}", group_size=size) for size in (4, 8)]
+    for number, folder in enumerate(folders):
+        _edit_config(folder, checkpoint={"every": number}, log={"a": number}, mesh={"b": number})
+    groups = [[run_folder.load(folder)] for folder in folders]
+    assert results.group_labels(groups)[0] == "MedLoc (piecewise), rl.group_size=4"
+    for folder in folders:
+        _edit_config(folder, rl={"group_size": 8})
+    groups = [[run_folder.load(folder)] for folder in folders]
+    assert results.group_labels(groups)[0].startswith("MedLoc (piecewise), checkpoint.every=0")
+
+
+@pytest.mark.parametrize("name", sorted(methods.METHODS))
+@pytest.mark.parametrize("base", [config.default_config, lambda: config.paper_config("grpo")])
+def test_every_method_as_it_is_applied_has_its_title(name, base):
+    applied = json.loads(config.apply_method(base(), name).to_json_best_effort())
+    assert results.departures(applied) == {}
+    run = run_folder.Run(Path("x"), applied, (), (), (), ())
+    assert results.run_title(run) == methods.TITLES[name]
 
 
 def test_old_files_name_their_data_set_by_the_manifest(runs, tmp_path):

@@ -35,6 +35,25 @@ def test_accuracy_by_class_is_worked_by_hand(make_experiment):
     assert strata.class_table([experiment]) == []
 
 
+def test_other_examples_have_no_common_numbers_in_the_header(make_experiment):
+    pair = [make_experiment([0.9] * 5), make_experiment([0.9] * 6, method="fixed")]
+    for make in (strata.class_table, strata.size_table):
+        (table,) = make(pair)
+        assert not any("(" in cell for cell in table.header) and "examples differ" in table.notes[0]
+        assert len({record["examples"] for record in table.records}) > 1
+        (table,) = make(pair[:1])
+        assert all("(" in cell for cell in table.header[1:])
+
+
+def test_a_first_seed_without_predictions_drops_no_method(make_experiment):
+    pair = [make_experiment([0.9] * 4), make_experiment([0.9] * 4, method="fixed")]
+    for experiment in pair:
+        experiment.finals[0].predictions.clear()
+    for make in (strata.class_table, strata.size_table):
+        (table,) = make(pair)
+        assert [row[0] for row in table.rows] == ["MedLoc (piecewise)", "Fixed 0.5"]
+
+
 def test_size_table_names_its_borders(make_experiment):
     (table,) = strata.size_table([make_experiment([0.9, 0.9, 0.1, 0.1, 0.6, 0.6])])
     assert list(table.rows[0][1:]) == ["100.0 ± 0.0", "0.0 ± 0.0", "100.0 ± 0.0"]

@@ -122,6 +122,40 @@ def test_only_shared_seeds_are_compared(make_experiment):
     assert list(contrasts.table([apart]).rows[0])[3:6] == ["-", "-", "0"]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_run_without_steps_is_paired_with_every_seed_of_the_other(make_experiment, first):
+    rng = np.random.default_rng(0)
+    trained = make_experiment(rng.random((3, 50)))
+    constant = make_experiment(rng.random(50), method="zero_shot", seeds=(7,), num_steps=0)
+    pair = [constant, trained] if first else [trained, constant]
+    reference = "zero_shot" if first else ""
+    one = contrasts.comparisons(pair, reference)[3]
+    assert one.seeds == (42, 43, 44) and one.examples == 50 and one.interval is not None
+    (number,) = constant.values("miou").values()
+    effect = np.mean(list(trained.values("miou").values())) - number
+    assert one.test.effect == pytest.approx(-effect if first else effect) and one.test.df == 2
+    # Two constants are one pair; a run that was trained stays what it is.
+    other = make_experiment(rng.random(50), method="det", seeds=(8,), num_steps=0)
+    assert len(contrasts.comparisons([constant, other], "det")[0].seeds) == 1
+    single = make_experiment(rng.random(50), method="sft", seeds=(7,))
+    assert contrasts.comparisons([trained, single])[0].seeds == ()
+    assert "paired with every seed" in contrasts.table([one]).notes[0]
+
+
+def test_the_papers_numbers_stand_under_no_change_of_its_method(make_experiment):
+    changed = make_experiment(
+        _GOOD, data_set="ham10000", curriculum={"schedule": "medloc", "window": 5}
+    )
+    assert len(table_one.main_table([changed], []).rows) == 1
+    same = make_experiment(
+        _GOOD, data_set="ham10000", curriculum={"schedule": "medloc", "window": 30}
+    )
+    assert len(table_one.main_table([same], []).rows) == 2
+    # Of two that are called medloc the others are taken from the one that is.
+    fixed = make_experiment(_WEAK, method="fixed", data_set="ham10000")
+    assert contrasts.comparisons([changed, same, fixed])
+
+
 def test_holm_is_over_all_tests_of_the_table(make_experiment):
     rng = np.random.default_rng(1)
     ours = make_experiment(rng.random((3, 40)))
