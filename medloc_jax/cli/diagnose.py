@@ -21,7 +21,8 @@ from typing import Any
 from absl import flags
 
 from medloc_jax import config as configuration
-from medloc_jax.evaluation import diagnose, diagnose_text, run_folder
+from medloc_jax.cli import verb_flags
+from medloc_jax.evaluation import diagnose, diagnose_text, run_folder, sampled_groups
 
 PICTURE = "diagnose.png"
 
@@ -40,11 +41,14 @@ def main(argv: Sequence[str]) -> int:
     """
     from medloc_jax import distributed
 
-    if any(argument.lstrip("-").startswith("split") for argument in argv):
+    if verb_flags.wants_help(argv):
+        print(help_text())
+        return 0
+    if verb_flags.is_given(argv, "split"):
         distributed.initialize()  # before jax's backends are imported
     given = _parse(argv)
     if given.ious:
-        groups = diagnose.from_records(diagnose.read_jsonl(given.ious), given.ious)
+        groups = sampled_groups.from_records(sampled_groups.read_jsonl(given.ious), given.ious)
         title, config = given.ious, given.config or configuration.default_config()
     elif given.split:
         groups, title, config = _sampled(given)
@@ -57,23 +61,29 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def help_text() -> str:
+    """What the verb does, and its flags."""
+    return verb_flags.verb_help(__doc__, _define)
+
+
+def _define(values: flags.FlagValues) -> None:
+    text, whole = flags.DEFINE_string, flags.DEFINE_integer
+    text("workdir", "", "a run's folder", flag_values=values)
+    text("ious", "", "a JSONL of lists of IoUs", flag_values=values)
+    whole("first", 0, "only the first so many logged steps", flag_values=values)
+    whole("last", 0, "only the last so many logged steps", flag_values=values)
+    text("checkpoint", "", "what to sample from", flag_values=values)
+    text("split", "", "train, val or test: sample, and read no log", flag_values=values)
+    whole("num_examples", 128, "prompts to sample for; 0 = all", flag_values=values)
+    whole("num_samples", 0, "completions a prompt; 0 = rl.group_size", flag_values=values)
+    text("json", "", "file to write the numbers to", flag_values=values)
+    text("out", "", "folder for a picture", flag_values=values)
+
+
 def _parse(argv: Sequence[str]) -> Any:
     from medloc_jax.cli import job as open_job
 
-    def define(values: flags.FlagValues) -> None:
-        text, whole = flags.DEFINE_string, flags.DEFINE_integer
-        text("workdir", "", "a run's folder", flag_values=values)
-        text("ious", "", "a JSONL of lists of IoUs", flag_values=values)
-        whole("first", 0, "only the first so many logged steps", flag_values=values)
-        whole("last", 0, "only the last so many logged steps", flag_values=values)
-        text("checkpoint", "", "what to sample from", flag_values=values)
-        text("split", "", "train, val or test: sample, and read no log", flag_values=values)
-        whole("num_examples", 128, "prompts to sample for; 0 = all", flag_values=values)
-        whole("num_samples", 0, "completions a prompt; 0 = rl.group_size", flag_values=values)
-        text("json", "", "file to write the numbers to", flag_values=values)
-        text("out", "", "folder for a picture", flag_values=values)
-
-    given = open_job.parse(argv, "diagnose", define)
+    given = open_job.parse(argv, "diagnose", _define)
     if not (given.workdir or given.ious or given.config is not None):
         raise ValueError(
             "nothing to diagnose: give --workdir=RUN, --ious=FILE, or --config=F --split=train"
@@ -93,7 +103,7 @@ def _parse(argv: Sequence[str]) -> Any:
     return given
 
 
-def _logged(given: Any) -> tuple[diagnose.Groups, str]:
+def _logged(given: Any) -> tuple[sampled_groups.Groups, str]:
     """The groups of a run's rollouts.jsonl."""
     run = run_folder.load(given.workdir)
     records: Sequence[Mapping[str, Any]] = run.rollouts
@@ -109,7 +119,7 @@ def _logged(given: Any) -> tuple[diagnose.Groups, str]:
         records = records[-given.last :]
     steps = [record.get("step") for record in records]
     title = f"{given.workdir}, steps {steps[0]} to {steps[-1]} ({len(steps)} logged)"
-    return diagnose.from_records(records, where, _image_sizes(run)), title
+    return sampled_groups.from_records(records, where, _image_sizes(run)), title
 
 
 def _image_sizes(run: run_folder.Run) -> dict[str, tuple[int, int]]:
@@ -123,7 +133,7 @@ def _image_sizes(run: run_folder.Run) -> dict[str, tuple[int, int]]:
     return {line["id"]: (line["width"], line["height"]) for line in lines}
 
 
-def _sampled(given: Any) -> tuple[diagnose.Groups, str, Any]:
+def _sampled(given: Any) -> tuple[sampled_groups.Groups, str, Any]:
     """Groups that are drawn now, their title, and the configuration they were drawn with."""
     from medloc_jax.cli import diagnose_sampling
 
@@ -143,7 +153,7 @@ def _sampled(given: Any) -> tuple[diagnose.Groups, str, Any]:
     return groups, title, config
 
 
-def _report(given: Any, groups: diagnose.Groups, title: str, config: Any) -> None:
+def _report(given: Any, groups: sampled_groups.Groups, title: str, config: Any) -> None:
     """Prints, and writes what was asked for."""
     measured = diagnose.measure(groups)
     options = config.curriculum

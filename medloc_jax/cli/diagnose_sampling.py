@@ -17,7 +17,7 @@ from medloc_jax.cli import job as open_job
 from medloc_jax.convert import parameters
 from medloc_jax.data import pipeline
 from medloc_jax.data.examples import Example
-from medloc_jax.evaluation import diagnose
+from medloc_jax.evaluation import sampled_groups
 from medloc_jax.rewards import scores
 from medloc_jax.training import job as jobs
 from medloc_jax.training import programs
@@ -25,7 +25,7 @@ from medloc_jax.training import programs
 
 def sample(
     config: Any, *, split: str, source: str, workdir: str, num_examples: int
-) -> diagnose.Groups:
+) -> sampled_groups.Groups:
     """Samples `rl.group_size` completions for some examples of a split, and scores them.
 
     Args:
@@ -45,6 +45,7 @@ def sample(
         config.model.init_from = source  # so that its tokenizer is found
     open_job.resolve(config)
     open_job.use_compilation_cache()
+    # Every process draws synthetic data for itself, alike, in a folder of its own.
     with tempfile.TemporaryDirectory() as drawings:
         job = open_job.open_job(config, storage.path(workdir or drawings), only_split=split)
         sharding.check_batch(job.mesh, config.rl.prompts_per_step, "rl.prompts_per_step")
@@ -68,7 +69,7 @@ def _params(job: jobs.Job, source: str) -> Any:
     return checkpoint.load_items(source, {"params": like}).arrays["params"]
 
 
-def _sample(job: jobs.Job, chosen: Sequence[Example], params: Any) -> diagnose.Groups:
+def _sample(job: jobs.Job, chosen: Sequence[Example], params: Any) -> sampled_groups.Groups:
     rl, mesh = job.config.rl, job.mesh
     encode = programs.encode_program(job.model, mesh)
     rules = job.rules(group_size=rl.group_size, greedy=False)
@@ -106,7 +107,7 @@ def _sample(job: jobs.Job, chosen: Sequence[Example], params: Any) -> diagnose.G
                 records.append(dict(zip(("ious", "valid", "area"), said, strict=True)))
     if jax.process_count() > 1:
         records = job.all_records(records)
-    return diagnose.Groups(
+    return sampled_groups.Groups(
         np.array([one["ious"] for one in records], np.float64),
         np.array([one["valid"] for one in records], np.bool_),
         np.array([one["area"] for one in records], np.float64),

@@ -14,7 +14,8 @@ Hugging Face folder), --out says where to.
 With --predictions no model is loaded. A line of FILE is {"id": ..., "boxes_px": [[x1, y1, x2, y2],
 ...], "scores": [...]}, pixels of the stored image, of which the box of the highest score counts
 (medloc_jax/evaluation/outside_predictions.py). DIR becomes a folder that `medloc report` takes
-beside those of runs, under the name --label; --seed tells trainings of one detector apart.
+beside those of runs, under the name --label; --seed tells trainings of one detector apart. It holds
+one file's boxes for each split.
 """
 
 import json
@@ -33,7 +34,10 @@ from medloc_jax.evaluation import outside_predictions, predict
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
-    if any(argument.lstrip("-").partition("=")[0] == "predictions" for argument in argv):
+    if verb_flags.wants_help(argv):
+        print(help_text())
+        return 0
+    if verb_flags.is_given(argv, "predictions"):
         return score_predictions(argv)
     distributed.initialize()
     # These import jax's backends, which must not happen before the line above.
@@ -43,15 +47,7 @@ def main(argv: Sequence[str]) -> int:
     from medloc_jax.training import job as jobs
     from medloc_jax.training import programs
 
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
-        flags.DEFINE_string("checkpoint", "", "what to score; default: newest", flag_values=values)
-        flags.DEFINE_string("split", "", "train, val or test", flag_values=values)
-        flags.DEFINE_string("manifest", "", "other data than the run's", flag_values=values)
-        flags.DEFINE_string("out", "", "default: in the run's eval folder", flag_values=values)
-        flags.mark_flag_as_required("workdir", flag_values=values)
-
-    given = open_job.parse(argv, "evaluate", define)
+    given = open_job.parse(argv, "evaluate", _define)
     workdir, home = storage.path(given.workdir), storage.resolved(given.workdir)
     own = not given.checkpoint or home in storage.resolved(given.checkpoint).parents
     if not given.out and (given.manifest or not own):
@@ -60,6 +56,13 @@ def main(argv: Sequence[str]) -> int:
             "results would be replaced"
         )
     config = given.config if given.config is not None else configuration.read(workdir)
+    if not (given.checkpoint or config.num_steps or checkpoint.is_checkpoint(workdir)):
+        start = config.model.init_from
+        raise ValueError(
+            f"{workdir} holds no checkpoint: this run took no step, and its evaluation is in its "
+            "eval folder; "
+            + (f"for another give --checkpoint={start} --out=DIR" if start else "start a new run")
+        )
     split = given.split or config.eval.final_split or config.eval.split
     if given.manifest:
         config.data.manifest = given.manifest
@@ -87,15 +90,26 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def score_predictions(argv: Sequence[str]) -> int:
-    """Scores the boxes of an outside detector; returns the exit code.
+def help_text() -> str:
+    """What the verb does, and the flags of both its forms."""
+    values = _prediction_flags()
+    return (
+        f"{verb_flags.verb_help(__doc__, _define)}\n\n"
+        f"With --predictions, and nothing else:\n{verb_flags.help_text(values)}"
+    )
 
-    Args:
-        argv: what follows the verb, --predictions among it.
 
-    Raises:
-        ValueError: a wrong flag, file or line, with the cure.
-    """
+def _define(values: flags.FlagValues) -> None:
+    text = flags.DEFINE_string
+    text("workdir", None, "the run's folder", flag_values=values)
+    text("checkpoint", "", "what to score; the newest if empty", flag_values=values)
+    text("split", "", "train, val or test; the run's final one if empty", flag_values=values)
+    text("manifest", "", "other data than the run's", flag_values=values)
+    text("out", "", "folder to write; in the run's eval folder if empty", flag_values=values)
+    flags.mark_flag_as_required("workdir", flag_values=values)
+
+
+def _prediction_flags() -> flags.FlagValues:
     values, text = flags.FlagValues(), flags.DEFINE_string
     defaults: Any = configuration.default_config()
     text("predictions", "", "JSONL of boxes with scores", flag_values=values)
@@ -111,6 +125,19 @@ def score_predictions(argv: Sequence[str]) -> int:
         "cut from train, where the manifest has no val; as data.val_fraction",
         flag_values=values,
     )
+    return values
+
+
+def score_predictions(argv: Sequence[str]) -> int:
+    """Scores the boxes of an outside detector; returns the exit code.
+
+    Args:
+        argv: what follows the verb, --predictions among it.
+
+    Raises:
+        ValueError: a wrong flag, file or line, with the cure.
+    """
+    values = _prediction_flags()
     rest = verb_flags.parse("evaluate", values, argv, ("predictions", "manifest", "out"))
     if rest:
         raise ValueError(f"unknown argument {rest[0]!r}: flags are written --name=value")
@@ -127,6 +154,8 @@ def score_predictions(argv: Sequence[str]) -> int:
         "label": values.label or path.stem,
         "seed": values.seed,
         "num_steps": 0,
+        # Of each split that was scored: another file's boxes are other results.
+        outside_predictions.DIGESTS: {values.split: outside_predictions.digest(path)},
         # As a run's, so that a report knows the same data.
         "data": {
             "manifest": manifest if storage.is_remote(manifest) else str(Path(manifest).resolve()),
@@ -146,12 +175,22 @@ def score_predictions(argv: Sequence[str]) -> int:
     return 0
 
 
-def _write_config(out: Path, config: dict[str, object]) -> None:
-    """Refuses a folder that holds anything else."""
-    path = out / configuration.FILE
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != config:
-        raise ValueError(f"--out={out} holds other results: give another folder, or remove it")
-    if not path.is_file() and out.is_dir() and any(out.iterdir()):
+def _write_config(out: Path, config: dict[str, Any]) -> None:
+    """Refuses a folder that holds anything else; other splits of the same detector stay."""
+    path, digests = out / configuration.FILE, outside_predictions.DIGESTS
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        known = found.get(digests, {})
+        if found | {digests: 0} != config | {digests: 0}:
+            raise ValueError(f"--out={out} holds other results: give another folder, or remove it")
+        for split, digest in config[digests].items():
+            if known.get(split, digest) != digest:
+                raise ValueError(
+                    f"--out={out} holds the results of another file for split {split}: give "
+                    "another folder (and --seed, for another training), or remove it"
+                )
+        config = config | {digests: known | config[digests]}
+    elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"--out={out} is not empty and was not written here: give another folder")
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

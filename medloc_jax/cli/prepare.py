@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from medloc_jax.cli import prepare_export, prepare_flags, prepare_report
+from medloc_jax.cli import prepare_export, prepare_flags, prepare_report, verb_flags
 from medloc_jax.data import (
     annotated,
     coco,
@@ -148,9 +148,12 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: a wrong command line or input; one line with the cure.
     """
-    if any(argument.lstrip("-").partition("=")[0] == "export" for argument in argv):
+    if verb_flags.is_given(argv, "export"):
         return prepare_export.main(argv)
     names = (*DATASETS, "synthetic")
+    if verb_flags.wants_help(argv) and argv[0] not in names:
+        print(help_text())
+        return 0
     if not argv or argv[0] not in names:
         given = f"{argv[0]!r} is no data set" if argv else "no data set is named"
         raise ValueError(
@@ -165,12 +168,22 @@ def main(argv: Sequence[str]) -> int:
         if data_set
         else prepare_flags.of_synthetic()
     )
-    if "--help" in argv or "-h" in argv:
+    if verb_flags.wants_help(argv):
         print(prepare_flags.help_text(argv[0], values))
         return 0
     prepare_flags.parse(values, argv)
     print(prepare(argv[0], values, argv) if data_set else _draw_synthetic(values))
     return 0
+
+
+def help_text() -> str:
+    """What the verb does, and the flags that it takes with any data set."""
+    any_set = prepare_flags.of_reader(lambda: [], {}, query="", split="that of the data set")
+    return (
+        f"{(__doc__ or '').strip()}\n\nFlags of every data set but synthetic; ham10000, heel, "
+        f"tn3k and ph2 have a query of their own:\n{verb_flags.help_text(any_set)}\n\n"
+        f"With --export:\n{prepare_export.help_text()}"
+    )
 
 
 def prepare(name: str, values: flags.FlagValues, argv: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     """
     values = _flags(argv)
     if verb_flags.wants_help(argv):
-        print(f"{__doc__}\n{verb_flags.help_text(values)}")
+        print(f"{__doc__}\n{help_text()}")
         return 0
     rest = verb_flags.parse("prepare", values, argv, ("out",))
     if values.export not in EXPORTS:
@@ -74,6 +74,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def help_text() -> str:
+    """The flags, a line each."""
+    return verb_flags.help_text(_flags(()))
+
+
 def _flags(argv: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("export", "", "coco or llama_factory", flag_values=values)
@@ -97,9 +102,9 @@ def _coco(folder: Path, rows: list[examples.Example], values: Any, config: Any) 
         if row.image in names:
             continue
         path = Path(row.image_path)
-        name = path.name
-        if name.lower() in taken:
-            name = f"{path.stem}-{len(taken)}{path.suffix}"
+        name, number = path.name, len(taken)
+        while name.lower() in taken:  # another image's own name may be of this form
+            name, number = f"{path.stem}-{number}{path.suffix}", number + 1
         taken.add(name.lower())
         names[row.image] = name
         if values.images == "link":

@@ -4,9 +4,23 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
+from ml_collections import config_flags
+
+
+def is_given(argv: Sequence[str], name: str) -> bool:
+    """Whether a flag stands among the arguments, before they are parsed.
+
+    Args:
+        argv: what follows the verb.
+        name: of the flag, without dashes; a word without them is another flag's value.
+    """
+    return any(
+        argument.startswith("-") and re.sub(r"^--?", "", argument).partition("=")[0] == name
+        for argument in argv
+    )
 
 
 def wants_help(argv: Sequence[str]) -> bool:
@@ -24,6 +38,25 @@ def help_text(values: flags.FlagValues) -> str:
         what = flag.help.splitlines()[0].rstrip(";")
         lines.append(f"  --{name}{default}: {what}")
     return "\n".join(lines)
+
+
+def verb_help(doc: str | None, define: Callable[[flags.FlagValues], None]) -> str:
+    """The help of a verb that takes an experiment.
+
+    Args:
+        doc: what the verb does.
+        define: adds the verb's own flags.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "the experiment file; --config.FIELD=VALUE sets one of its fields",
+        flag_values=values,
+        sys_argv=[],
+    )
+    define(values)
+    return f"{(doc or '').strip()}\n\n{help_text(values)}"
 
 
 def parse(

@@ -275,9 +275,11 @@ def check_state(
         if saved.get(name) != options.get(name)
     ]
     if changed:
+        length = saved.get("num_steps") != options.get("num_steps")
+        why = f" (the {schedule} schedule goes by the share of the run)" if length else ""
         raise ValueError(
-            f"the saved curriculum state has other options: {'; '.join(changed)}: set them back, "
-            "or start in another workdir"
+            f"the saved curriculum state has other options: {'; '.join(changed)}{why}: set them "
+            "back, or start in another workdir"
         )
 
 

@@ -82,7 +82,10 @@ def load_scorer(name: str) -> Scorer | None:
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"rewards.semantic_scorer={name!r}: {error}; {hint}") from error
+        raise ValueError(
+            f"rewards.semantic_scorer={name!r}: {error}; {hint}; a module of your own is looked "
+            "for in the folders of PYTHONPATH (`PYTHONPATH=. medloc train ...`: the one you are in)"
+        ) from error
     if not callable(found):
         raise ValueError(f"rewards.semantic_scorer={name!r} is no function: {hint}")
     return found

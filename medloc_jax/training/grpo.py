@@ -72,7 +72,7 @@ def train(job: jobs.Job) -> int:
         return run.close()
     made, evaluate = _programs(job, run, chain, schedule)
     note = stability_note(schedule, prompts=rl.prompts_per_step, group_size=rl.group_size)
-    if note:
+    if note and config.num_steps:
         run.writer.say(note)
     meter = speed.Meter(
         job.model.config,

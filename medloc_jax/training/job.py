@@ -61,10 +61,19 @@ class Job:
         return prompts.TEMPLATES[self.loader.template]
 
     def regions(self, batch: batching.Batch) -> semantic.Regions | None:
-        """What the scores that look at images are given; None without a configured scorer."""
+        """What the scores that look at images are given; None without a configured scorer.
+
+        Raises:
+            ValueError: there is a scorer, and the batch holds no pictures for it.
+        """
         scorer = semantic.load_scorer(self.config.rewards.semantic_scorer)
-        if scorer is None or batch.pictures is None:
+        if scorer is None:
             return None
+        if batch.pictures is None:
+            raise ValueError(
+                f"rewards.semantic_scorer={self.config.rewards.semantic_scorer!r} looks at images, "
+                "and the batch holds none: make its loader with RowLoader(pictures=True)"
+            )
         return semantic.Regions(scorer, batch.pictures, [one.query for one in batch.examples])
 
     def rules(self, *, group_size: int, greedy: bool) -> groups.SamplingRules:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import small_runs
 
+from medloc_jax import distributed
 from medloc_jax.cli import diagnose_sampling, main
 from medloc_jax.evaluation import diagnose
 
@@ -103,6 +104,23 @@ def test_a_mistake_is_one_line(sft_run, capsys, flags, message):
     assert main.main(["diagnose", *(flag.format(run=sft_run) for flag in flags)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("medloc diagnose: error: ") and message in line
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--ious=x", "--help"]])
+def test_help_lists_the_flags(capsys, argv):
+    assert main.main(["diagnose", *argv]) == 0
+    shown = capsys.readouterr().out
+    for name in ("workdir", "ious", "num_examples (128)", "config"):
+        assert f"  --{name}: " in shown
+
+
+def test_only_a_flag_starts_the_other_processes(logged, monkeypatch):
+    """A folder that is called split samples nothing."""
+    folder, _ = logged
+    monkeypatch.setattr(distributed, "initialize", lambda: pytest.fail("started"))
+    monkeypatch.chdir(folder.parent)
+    folder.rename("split")
+    assert main.main(["diagnose", "--workdir", "split"]) == 0
 
 
 @pytest.mark.slow

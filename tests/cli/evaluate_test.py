@@ -4,6 +4,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import small_runs
@@ -68,6 +69,8 @@ def test_another_checkpoint_under_a_config_goes_where_out_says(
         (["--workdir={run}", "--manifest=no.jsonl"], "--out=DIR is needed"),
         (["--workdir={run}", "--manifest=no.jsonl", "--out={run}/out"], "no.jsonl"),
         (["--workdir={run}", "extra"], "unknown argument 'extra'"),
+        # A word without dashes is a flag's value and not the flag --predictions.
+        (["--workdir=no/run", "--out", "predictions"], "no/run has no config.json"),
     ],
 )
 def test_a_mistake_is_one_line(run, capsys, flags, message):
@@ -111,6 +114,56 @@ def test_an_outside_detector_is_scored_without_a_model(detector, tmp_path, capsy
     assert main.main(["evaluate", *detector, "--label=GroundingDINO", "--seed=3"]) == 0
     assert main.main(["evaluate", *detector]) == 2
     assert "holds other results" in capsys.readouterr().err
+
+
+def test_another_file_does_not_take_the_place_of_the_first(detector, tmp_path, capsys):
+    argv = ["evaluate", *detector, "--label=dino"]
+    assert main.main(argv) == 0
+    before = (tmp_path / "dino/eval/test-0/predictions.jsonl").read_text()
+    other = tmp_path / "other.jsonl"
+    other.write_text((tmp_path / "dino.jsonl").read_text().replace("0.6", "0.4"))
+    assert main.main([*argv, f"--predictions={other}"]) == 2
+    assert "results of another file for split test" in capsys.readouterr().err
+    assert (tmp_path / "dino/eval/test-0/predictions.jsonl").read_text() == before
+    # Boxes of another split are no other results, and another training is another run.
+    manifest = small_runs.lines(tmp_path / "data/manifest.jsonl")
+    other.write_text(
+        "".join(
+            json.dumps({"id": line["id"], "boxes_px": line["boxes_px"], "scores": [1]}) + "\n"
+            for line in manifest[:2]
+        )
+    )
+    train = [f"--predictions={other}", "--split=train", "--val_fraction=0"]
+    assert main.main([*argv, *train, f"--out={tmp_path / 'both'}"]) == 0
+    assert main.main([*argv, "--val_fraction=0", f"--out={tmp_path / 'both'}"]) == 0
+    both = run_folder.load(tmp_path / "both")
+    assert len(both.evaluations) == 2 and len(both.config["predictions_sha256"]) == 2
+    shutil.copytree(tmp_path / "both", tmp_path / "again")
+    config = both.config | {"seed": 1, "predictions_sha256": {"test": "0"}}
+    (tmp_path / "again/config.json").write_text(json.dumps(config))
+    (group,) = run_folder.groups_by_seed([both, run_folder.load(tmp_path / "again")])
+    assert [run.seed for run in group] == [0, 1]
+
+
+@pytest.mark.parametrize("start", ["", "some/weights"])
+def test_a_run_without_a_step_says_what_to_give(run, tmp_path, capsys, start):
+    config = json.loads((run / "config.json").read_text())
+    config["num_steps"] = 0
+    config["model"]["init_from"] = start
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main.main(["evaluate", f"--workdir={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "this run took no step" in line
+    assert ("give --checkpoint=some/weights --out=DIR" in line) == bool(start)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--predictions=x", "--help"], ["--out=x", "-h"]])
+def test_help_lists_the_flags_of_both_forms(capsys, argv):
+    assert main.main(["evaluate", *argv]) == 0
+    shown = capsys.readouterr().out
+    for name in ("workdir", "checkpoint", "predictions", "missing (error)", "config"):
+        assert f"  --{name}: " in shown
+    assert not Path("x").exists()
 
 
 @pytest.mark.parametrize(

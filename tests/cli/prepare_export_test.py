@@ -58,6 +58,29 @@ def test_our_own_importer_reads_coco_back(manifest):
         assert image.image_path.read_bytes() == (manifest.parent / row.image).read_bytes()
 
 
+def test_a_made_up_name_takes_no_other_images_place(manifest):
+    """The third file would be called case-2.png, which the first is called by itself."""
+    lines = small_runs.lines(manifest)[:3]
+    for line, split, name in zip(
+        lines, ("train", "train", "test"), ("b/case-2", "a/case", "c/case"), strict=True
+    ):
+        (manifest.parent / name).parent.mkdir()
+        (manifest.parent / line["image"]).rename(manifest.parent / f"{name}.png")
+        line |= {"image": f"{name}.png", "split": split}
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = _export(manifest, "--export=coco", "--config=configs/demo.py")
+    named = {
+        image["file_name"]: image["group"]
+        for path in out.glob("instances_*.json")
+        for image in json.loads(path.read_text())["images"]
+    }
+    assert sorted(named.values()) == ["p0", "p1", "p2"] and len(list(out.glob("images/*"))) == 3
+    for line in lines:
+        (name,) = [name for name, group in named.items() if group == line["group"]]
+        stored = (out / "images" / name).read_bytes()
+        assert stored == (manifest.parent / line["image"]).read_bytes()
+
+
 def test_the_captions_are_groundingdinos(manifest):
     out = _export(manifest, "--export=coco", "--images=link")
     content = json.loads((out / "instances_train.json").read_text())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medloc_jax.cli import prepare
+from medloc_jax.cli import main, prepare
 from medloc_jax.data import examples
 from medloc_jax.evaluation import data_sheet
 
@@ -90,6 +90,16 @@ def test_every_option_of_a_reader_is_a_flag_with_help(name, capsys):
     assert "'' if left away" not in shown
     for flag in (*options, "source", "out", "one_box", "strict"):
         assert f"--{flag}" in shown
+
+
+def test_help_lists_flags_and_data_sets(capsys):
+    assert main.main(["prepare", "--help"]) == 0
+    first = capsys.readouterr().out
+    assert main.main(["prepare", "--source=x", "--help"]) == 0
+    assert capsys.readouterr().out == first
+    for flag in ("images (copy)", "overwrite (False)", "query", "export"):
+        assert f"  --{flag}: " in first
+    assert "ham10000" in first
 
 
 def test_ham10000_becomes_a_data_set_folder(ham, tmp_path, capsys):

@@ -107,6 +107,9 @@ def test_scorers_are_found_by_name():
     for name in ("dark_center", "os:", ":path", "no.such.module:f", "os:no_such", "os:sep"):
         with pytest.raises(ValueError, match="rewards.semantic_scorer='.*dark_centre"):
             semantic.load_scorer(name)
+    # The installed script does not look in the folder that one is in.
+    with pytest.raises(ValueError, match=r"folders of PYTHONPATH \(`PYTHONPATH=\. medloc train"):
+        semantic.load_scorer("no_such_module:f")
 
 
 @pytest.mark.parametrize("scorer", [whole_list, too_much, lambda crops, queries: [np.nan]])

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a job gathers of all processes. Real processes: tests/integration."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -33,3 +35,14 @@ def test_so_do_their_numbers(of_four):
     rows = np.frombuffer(b"#a#b", np.uint8).reshape(2, 2)
     got = of_four.all_rows(rows)
     assert got.shape == (4, 2) and got.tobytes() == b"0a0b1a1b"
+
+
+def test_a_scorer_without_pictures_is_refused(open_job):
+    """Scores would be missing in silence."""
+    job = open_job()
+    batch = next(job.train_batches(job.loader, 2, 0))
+    assert job.regions(batch) is None
+    config = job.config.copy_and_resolve_references()
+    config.rewards.semantic_scorer = "dark_centre"
+    with pytest.raises(ValueError, match="'dark_centre' looks at images, and the batch holds none"):
+        dataclasses.replace(job, config=config).regions(batch)
