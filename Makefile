@@ -47,8 +47,9 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" SEED="$(SEED)" bash launch/demo.sh
 
+# The slowest are told, so that the whole stays within ten minutes.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "$(FAST)"
+	$(BIN)/python -m pytest -m "$(FAST)" --durations=25
 
 unit: $(INSTALLED)
 	$(BIN)/python -m pytest -m "$(FAST) and not (multiprocess or resume)"
