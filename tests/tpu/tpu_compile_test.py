@@ -133,7 +133,8 @@ def strays(program, sizes):
     found = []
     for one in program.collectives:
         moves = one.kind in ("all-gather", "all-to-all", "collective-permute")
-        if one.axes == "tensor" and one.kind == "all-gather" and is_weight(one, sizes):
+        numbers = not one.shape.startswith(("s32", "u32", "pred"))  # ids may have a bias's size
+        if one.axes == "tensor" and one.kind == "all-gather" and numbers and is_weight(one, sizes):
             found.append(one)  # what is split over `tensor` is used so
         if one.bytes < LARGE or not moves or one.axes == "tensor":
             continue
