@@ -141,7 +141,7 @@ class MedLoc:
         self, box_resized_px: Float64[np.ndarray, "4"], label: str | None = None
     ) -> str:
         """Writes the box alone."""
-        return "[" + ", ".join(map(str, rounded(box_resized_px))) + "]"
+        return _bare(box_resized_px)
 
     def format_score(self, text: str) -> float:
         """Asks only that a box can be read: the paper prescribes nothing else."""
@@ -159,7 +159,7 @@ class BoxMed:
         self, box_resized_px: Float64[np.ndarray, "4"], label: str | None = None
     ) -> str:
         """Writes the box alone."""
-        return "[" + ", ".join(map(str, rounded(box_resized_px))) + "]"
+        return _bare(box_resized_px)
 
     def format_score(self, text: str) -> float:
         """Asks only that a box can be read."""
@@ -224,6 +224,10 @@ TEMPLATES: dict[str, Template] = {
     "chain_of_box": ChainOfBox(),
     "box": Box(),
 }
+
+
+def _bare(box_resized_px: Float64[np.ndarray, "4"]) -> str:
+    return "[" + ", ".join(map(str, rounded(box_resized_px))) + "]"
 
 
 def rounded(box_px: Float64[np.ndarray, "4"]) -> list[int]:
