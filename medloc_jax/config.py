@@ -8,7 +8,7 @@ with itself; the model defaults to the tiny preset, so that a bare run is one a 
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -329,6 +329,17 @@ def set_field(config: Any, field: str, value: Any) -> None:
         setattr(get_field(config, section) if section else config, name, value)
     except TypeError as error:
         raise ValueError(f"config.{field}={value!r}: {' '.join(str(error).split())}") from error
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config's settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def read(workdir: str | os.PathLike[str]) -> Any:

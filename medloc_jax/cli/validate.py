@@ -3,10 +3,10 @@
 """Cross-checks of a configuration: what is inconsistent is refused before anything compiles."""
 
 import difflib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medloc_jax import config as configuration
 from medloc_jax.curriculum import make_schedule
 from medloc_jax.data import augment, synthetic
 from medloc_jax.data.examples import SPLITS
@@ -170,7 +170,7 @@ def differences(before: Any, now: Any, free: tuple[str, ...]) -> list[str]:
         now: another.
         free: beginnings of names that may differ.
     """
-    old, new = _flat(before.to_dict()), _flat(now.to_dict())
+    old, new = configuration.flatten(before.to_dict()), configuration.flatten(now.to_dict())
     return [
         f"{name} {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
@@ -193,13 +193,3 @@ def _at_least(config: Any, least: int, *fields: str) -> None:
             value = value[part]
         if not value >= least:  # also refuses NaN
             raise ValueError(f"{field}={value}: it must be at least {least}")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out

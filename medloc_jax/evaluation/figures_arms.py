@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from medloc_jax import config as config_module
 from medloc_jax.evaluation import results, run_folder
 
 
@@ -155,7 +156,7 @@ def by_setting(arms: Sequence[Arm], key: str) -> dict[Any, Arm]:
     ignored = {*_BESIDE, key, *(_OF_A_FORM if key == "curriculum.step_size" else ())}
     families: dict[str, dict[Any, Arm]] = {}
     for arm in arms:
-        settings = results.flatten(arm.config)
+        settings = config_module.flatten(arm.config)
         if key not in settings or settings.get("curriculum.schedule") != "medloc":
             continue
         value = settings[key]

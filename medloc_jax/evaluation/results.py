@@ -150,7 +150,7 @@ def departures(config: Mapping[str, Any], name: str = "") -> dict[str, Any]:
         name = method(run_folder.Run(Path(), dict(config), (), (), (), ()))
     if name not in methods.METHODS:
         return {}
-    flat = flatten(config)
+    flat = config_module.flatten(config)
     expected = {"method": "grpo"} | _curriculum_of(name) | methods.METHODS[name]
     found = {}
     for key, value in expected.items():
@@ -190,7 +190,7 @@ def title(name: str) -> str:
 def group_labels(groups: Sequence[Sequence[run_folder.Run]]) -> list[str]:
     """A name for each group: its method, and where that is not enough, the settings that differ."""
     names = [run_title(group[0]) for group in groups]
-    flat = [flatten(group[0].config) for group in groups]
+    flat = [config_module.flatten(group[0].config) for group in groups]
     labels = []
     for index, name in enumerate(names):
         rivals = [other for other, rival in enumerate(names) if rival == name]
@@ -224,17 +224,6 @@ def data_set(run: run_folder.Run, predictions: Sequence[Mapping[str, Any]]) -> s
 def ious(predictions: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """The IoU of every line, 0 where the completion held no box."""
     return np.asarray([line["iou"] if line["valid"] else 0.0 for line in predictions], np.float64)
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config's settings by their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _curriculum_of(name: str) -> dict[str, Any]:
