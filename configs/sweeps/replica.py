@@ -16,6 +16,7 @@ from medloc_jax.config import arm, default_sweep
 # The size of the replica, all of it.
 SEEDS = (42, 43, 44, 45, 46)
 NUM_STEPS = 200
+PROMPTS_PER_STEP = 8
 EVAL_EVERY = 50
 LEARNING_RATES = (3e-4, 6e-4, 1.2e-3)
 SFT_LEARNING_RATES = (3e-4, 1e-3, 3e-3)  # each target token teaches: it bears, and needs, more
@@ -66,6 +67,8 @@ def get_config(data: str = "synthetic"):
     sweep.changes = (
         *changes.items(),
         ("num_steps", NUM_STEPS),
+        ("rl.prompts_per_step", PROMPTS_PER_STEP),
+        ("sft.batch_size", PROMPTS_PER_STEP),
         ("eval.every", EVAL_EVERY),
         ("eval.num_examples", 0),
         ("checkpoint.every", EVAL_EVERY),
