@@ -26,6 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import wall_clock
 from claims import CLAIMS
 from claims_page import ABLATIONS, REPLICA, command, findings, put
 from verdicts import NO_RUN, Sweep, read
@@ -124,7 +125,9 @@ def _section(sweep: Sweep, out: Path) -> list[Block]:
     name = f"{Path(sweep.file).stem}, {sweep.data_set}"
     blocks: list[Block] = [Heading(name), Bullets(_provenance(sweep))]
     found = made.blocks()
-    for table in (signal_table(experiments), rates_table(sweep), seconds_table(sweep)):
+    beside = (signal_table, wall_clock.table)
+    account = (rates_table, seconds_table)
+    for table in (*(f(experiments) for f in beside), *(f(sweep) for f in account)):
         if table.rows:
             found += table_files.blocks(table)
     blocks += [_lower(block) for block in found]

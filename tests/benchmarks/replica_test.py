@@ -24,6 +24,7 @@ import claims  # noqa: E402
 import claims_page  # noqa: E402
 import readings  # noqa: E402
 import verdicts  # noqa: E402
+import wall_clock  # noqa: E402
 import write  # noqa: E402
 
 from medloc_jax.evaluation import document, report, significance  # noqa: E402
@@ -238,6 +239,24 @@ def test_readings_are_larger_where_a_run_is_better(sweep):
     assert readings.no_drop(ours) <= 0 and readings.steady("no/such")(ours) is None
     ratio = readings.by_run("x", 0.1, readings.early, ratio=True)
     assert ratio.told(math.log(1.1)) == "+10.0 %" and MAP[0].told(-0.012) == "−1.2"
+
+
+def test_methods_are_read_after_the_same_seconds(sweep):
+    def at_cost(name, seconds):
+        finals = []
+        for final in sweep.arms[name].finals:
+            rows = [{"step": step, "speed/update_seconds": seconds} for step in range(1, 25)]
+            rows += [{"step": 0, "eval/val/map": 0.1}, {"step": 24, "eval/val/map": 0.5}]
+            run = _replace(final.run, rows=tuple(sorted(rows, key=lambda row: row["step"])))
+            finals.append(_replace(final, run=_replace(run, evaluations=())))
+        return _replace(sweep.arms[name], finals=tuple(finals))
+
+    made = wall_clock.table([at_cost("medloc", 2.0), at_cost("raw_iou", 3.0)])
+    medloc, raw = made.rows
+    assert medloc[1:3] == ["2000", "48"] and raw[1:3] == ["3000", "72"]
+    # 48 s: all of the first's 24 steps, 16 of the other's, two thirds of the way from 10 to 50.
+    assert medloc[-1].startswith("50.0") and raw[-1].startswith("36.7")
+    assert not wall_clock.table(list(sweep.arms.values())).rows  # no seconds logged
 
 
 # ---- the claims ----
