@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 import shlex
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from absl import flags
 
 from medloc_jax import storage
 from medloc_jax.cli import job as jobs
-from medloc_jax.cli import sweep_launch, sweep_runs, sweep_state, verb_flags
+from medloc_jax.cli import sweep_launch, sweep_process, sweep_runs, sweep_state, verb_flags
 
 RECORD = "sweep.json"
 _LOCK = ".sweep.lock"
@@ -156,7 +155,7 @@ def _run(
 ) -> int:
     record = Path(plan.workdir) / RECORD
     noted = _noted(record)
-    commit = _commit()
+    commit = sweep_process.commit()
     launcher = sweep_launch.Launcher(
         plan,
         num_jobs=num_jobs,
@@ -264,19 +263,3 @@ def _alone(workdir: Path) -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
-
-
-def _commit() -> str:
-    """The commit of this program's source, with + where files differ from it; "" outside git."""
-    root = Path(__file__).resolve().parents[2]
-    git = ["git", "-C", str(root)]
-    try:
-        told = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-        )
-    except OSError:
-        return ""
-    if told.returncode:
-        return ""
-    return told.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: The medloc_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the process of a run is given, and what its log tells of its end."""
+"""What the process of a run is given, of which commit it is, and what its log tells of its end."""
 
 import os
+import subprocess
 from pathlib import Path
 
 from medloc_jax import xla_flags
@@ -29,6 +30,22 @@ def num_cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def commit() -> str:
+    """The commit of this program's source, with + where files differ from it; "" outside git."""
+    root = Path(__file__).resolve().parents[2]
+    git = ["git", "-C", str(root)]
+    try:
+        told = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+        )
+    except OSError:
+        return ""
+    if told.returncode:
+        return ""
+    return told.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def last_error(log: Path) -> str:
