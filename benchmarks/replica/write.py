@@ -163,9 +163,9 @@ def signal_table(experiments: Sequence[results.Experiment]) -> ResultTable:
     for one in experiments:
         paths: dict[str, list[str]] = {}
         for final in one.finals:
-            # Raw IoU logs a threshold of 0, which nothing is asked by.
+            # Some log a threshold of 0, which nothing is asked by.
             values = final.run.series("curriculum/threshold")
-            path = "" if final.run.schedule == "raw_iou" else tables.threshold_path(values)
+            path = tables.threshold_path(values) if final.run.has_threshold else ""
             if path:
                 paths.setdefault(path, []).append(str(final.seed))
         told = "; ".join(f"{', '.join(seeds)}: {path}" for path, seeds in paths.items())

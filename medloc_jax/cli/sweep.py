@@ -197,9 +197,18 @@ def _report_line(launcher: sweep_launch.Launcher) -> str:
 def _account(
     launcher: sweep_launch.Launcher, argv: Sequence[str], commit: str, noted: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What sweep.json tells; runs of arms that this start does not look at stay in it."""
+    """What sweep.json tells; runs of arms that this start does not look at stay in it.
+
+    Of an arm that the sweep no longer has, only what is finished stays: nothing waits for the rest.
+    """
     plan, sweep = launcher.plan, launcher.plan.sweep
-    others = [run for run in noted.get("runs", ()) if run["name"] not in launcher.entries]
+    there = {"", *(arm.name for arm in sweep.arms)}
+    others = [
+        run
+        for run in noted.get("runs", ())
+        if run["name"] not in launcher.entries
+        and (run["arm"] in there or run["state"] == sweep_launch.FINISHED)
+    ]
     mine = [vars(entry) for entry in launcher.entries.values()]
     tuned = {
         arm.name: {"field": plan.tune_field(arm), "value": launcher.chosen[arm.name]}
