@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from medloc_jax import methods
 from medloc_jax.curriculum import schedule
 
 KL_WEIGHT = 0.04
 RECENT = 10  # steps that the window of the window_ shapes goes back; MedLoc's own has 30
+STAGES = methods.METHODS["v_triune"]["curriculum.stages"]
 EPSILON = 1e-4  # added to a deviation that is divided by
 
 
@@ -60,6 +62,17 @@ def hit(threshold: float) -> Reward:
 def medloc_hit(seen: Seen) -> np.ndarray:
     """1 from MedLoc's threshold on."""
     return np.where(seen.ious >= seen.threshold, 1.0, 0.0)
+
+
+def medloc_iou(seen: Seen) -> np.ndarray:
+    """The IoU from MedLoc's threshold on."""
+    return np.where(seen.ious >= seen.threshold, seen.ious, 0.0)
+
+
+def staged_iou(seen: Seen) -> np.ndarray:
+    """The IoU from V-Triune's threshold on, as methods.py has it."""
+    threshold = next(level for end, level in STAGES if seen.progress < end or end >= 1)
+    return np.where(seen.ious >= threshold, seen.ious, 0.0)
 
 
 def medloc_ramp(width: float) -> Reward:
@@ -254,6 +267,9 @@ SHAPES = {
     "hit_70": Shape("1 if IoU >= 0.7", hit(0.7)),
     "medloc": Shape("1 if IoU >= MedLoc's threshold", medloc_hit, ALL),
     "medloc_no_margin": Shape("the same without its margin check", medloc_hit, NO_MARGIN),
+    "medloc_iou": Shape("the IoU if >= MedLoc's threshold, else 0", medloc_iou, ALL),
+    "medloc_iou_no_margin": Shape("the same without its margin check", medloc_iou, NO_MARGIN),
+    "staged_iou": Shape("the IoU if >= 0.3, then 0.5, then 0.7, else 0 (V-Triune)", staged_iou),
     "medloc_ramp": Shape(
         "0 to 1 from 0.25 below MedLoc's threshold to 0.25 above", medloc_ramp(0.5), ALL
     ),
