@@ -3,6 +3,7 @@
 """Pictures of the answers of many methods: how good, on what, how sure, and how they fail."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from medloc_jax.evaluation.plot_style import (
 )
 
 _BINS = 20
+_CHARACTERS = 44  # of a title over half of a figure's width
 
 
 class Grid(NamedTuple):
@@ -64,7 +66,7 @@ def iou_histograms(path: Path, ious: Mapping[str, Float[np.ndarray, " n"]]) -> N
             for threshold in (0.5, 0.8):
                 axes.axvline(threshold, color=VERMILLION, linewidth=1.2, linestyle=(0, (1, 2)))
             axes.axvline(float(np.median(values)), color=BLACK, linewidth=1.4, linestyle="--")
-            axes.set_title(title, fontsize=10)
+            axes.set_title(textwrap.fill(title, _CHARACTERS), fontsize=10)
             axes.yaxis.set_major_formatter(plot_style.percent_formatter())
             axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=3, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_locator(ticker.MultipleLocator(0.2))
