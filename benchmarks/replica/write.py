@@ -26,6 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import contrasts
 import wall_clock
 from claims import CLAIMS
 from claims_page import ABLATIONS, REPLICA, command, findings, put
@@ -126,7 +127,7 @@ def _section(sweep: Sweep, out: Path) -> list[Block]:
     blocks: list[Block] = [Heading(name), Bullets(_provenance(sweep))]
     found = made.blocks()
     beside = (signal_table, wall_clock.table)
-    account = (rates_table, seconds_table)
+    account = (contrasts.table, rates_table, seconds_table)
     for table in (*(f(experiments) for f in beside), *(f(sweep) for f in account)):
         if table.rows:
             found += table_files.blocks(table)
