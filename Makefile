@@ -9,6 +9,8 @@ VENV ?= .venv
 SEED ?= 42
 # The CPU build on the index or in the folder that pip is set to use. Parity is the only user.
 TORCH ?= torch==2.13.0
+# Processes that share the tests that start none themselves; 0: pytest's own alone.
+WORKERS ?= 2
 # pyright's wrapper would ask for its newest version at every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -24,8 +26,10 @@ PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 
 # Everything that needs no torch, no real checkpoint, no TPU compiler and no minutes.
 FAST := not (parity or slow or soak or weights or tpu_compile)
+UNIT = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+  -m "$(FAST) and not (multiprocess or resume)"
 
-.PHONY: venv demo test unit page parity tpu-compile faults layouts soak lint bench clean
+.PHONY: venv demo test unit page parity tpu-compile faults layouts slow soak lint bench clean
 
 venv: $(INSTALLED)
 
@@ -47,12 +51,14 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" SEED="$(SEED)" bash launch/demo.sh
 
-# The slowest are told, so that the whole stays within ten minutes.
+# What starts processes of its own comes after the rest: they would wait for one another. A file's
+# tests stay together, for what they compile. The slowest are told, so that the whole stays quick.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "$(FAST)" --durations=25
+	$(UNIT) --durations=15
+	$(BIN)/python -m pytest -m "$(FAST) and (multiprocess or resume)" --durations=10
 
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest -m "$(FAST) and not (multiprocess or resume)"
+	$(UNIT)
 
 # The report's page as a reader has it: needs Chromium (apt-get install chromium, or CHROMIUM=/path).
 page: $(INSTALLED)
@@ -79,6 +85,11 @@ faults: $(INSTALLED)
 # One job in every layout of devices and processes, with two image sizes and the tower trained.
 layouts: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow tests/integration/layouts_test.py
+
+# What else takes minutes: a sweep of real runs, the walk-through of one's own data, all of HAM10000.
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m "slow and not (faults or soak)" \
+	  --ignore=tests/integration/layouts_test.py
 
 # A run that is hit at twenty random moments, and one of two processes: a quarter of an hour or more.
 soak: $(INSTALLED)

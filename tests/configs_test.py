@@ -237,7 +237,7 @@ def test_the_replica_gives_every_method_the_same_budget(monkeypatch, data):
         assert config.data.val_fraction == 0.1 and config.eval.final_split == "test"
         assert config.num_steps == (0 if name == "zero_shot" else of["medloc"].num_steps)
         rows = config.sft.batch_size if config.method == "sft" else config.rl.prompts_per_step
-        assert rows == 16 and config.rl.group_size == 8
+        assert rows == 8 and config.rl.group_size == 8
     seeds = {name: {run.changes["seed"] for run in runs if run.arm == name} - {41} for name in of}
     assert all(len(found) == (1 if name == "zero_shot" else 5) for name, found in seeds.items())
 
