@@ -26,7 +26,8 @@ function that rises with the IoU gives the same reward.
 What it gives up: how much better, which the raw IoU tells. And since advantages are divided by the
 group's spread, any reward that rises with the IoU weighs all groups alike and differs from the raw
 IoU in the shape within a group alone: there is less to win over it than over a threshold for all.
-That it beats the raw IoU is not shown.
+Real runs won nothing over it: on both data sets of benchmarks/replica this schedule is above
+MedLoc-R1's in mAP, and below the raw IoU.
 """
 
 from collections.abc import Mapping, Sequence
