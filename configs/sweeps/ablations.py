@@ -10,7 +10,7 @@ there, --set=model.init_from=ITS/warm_start here). Nothing is tuned: every arm h
 rate, best the one that the replica chose for medloc, --set=optim.learning_rate=VALUE.
 
 The arms are those of Tables 2 and 3, Figure 7 and Table 7 that a claim hangs on; what each of those
-files has as the default is here once, `default`. About 80 CPU seconds a run.
+files has as the default is here once, `default`. About 45 CPU seconds a run.
 
 Report, with default less every other arm:
 
