@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medloc_jax.evaluation import results, run_folder, stability
+from medloc_jax.evaluation import live_run, results, run_folder, stability
 
 
 class Reading(NamedTuple):
@@ -89,6 +89,5 @@ def no_drop(run: run_folder.Run) -> float | None:
 
 def step_seconds(run: run_folder.Run) -> float:
     """The phases of a step, the median of each over the run, together; 0 where none is logged."""
-    phases = ("data", "sample", "score", "reference", "update")
-    found = [run.series(f"speed/{phase}_seconds").values for phase in phases]
+    found = [run.series(f"speed/{phase}_seconds").values for phase in live_run.PHASES]
     return sum(statistics.median(values) for values in found if len(values))

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import toy_policy
 from jaxtyping import Float
-from scipy import stats
 from toy_shapes import REFERENCE, SHAPES
+from verdicts import LEVEL, seed_interval
 
 from medloc_jax.evaluation import significance
 from medloc_jax.evaluation.document import Block, Bullets, Heading, Table, Text
 
 MEASURES = {"map": "mAP", "a80": "A@0.8"}
-LEVEL = 0.95  # of an interval, and of what Holm's correction lets pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +68,8 @@ def compare(ours: Float[np.ndarray, " S"], theirs: Float[np.ndarray, " S"]) -> D
     test = significance.paired_t_test(100 * ours, 100 * theirs)
     if not test.t:  # None, or the 0 of a mean of exactly 0
         return Difference(test.effect, None, test.p)
-    half_width = abs(test.effect / test.t) * float(stats.t.ppf(0.5 + LEVEL / 2, test.df))
-    return Difference(test.effect, half_width, test.p)
+    interval = seed_interval(test)
+    return Difference(test.effect, interval and interval[1] - test.effect, test.p)
 
 
 def all_differences(results: Mapping[Cell, Result]) -> dict[tuple[Cell, str], Difference]:

@@ -21,7 +21,7 @@ MEASURES = ("a50", "a80", "map")
 QUANTILE = 0.1  # of a run's steps, by what they took
 
 
-def step_seconds(runs: Sequence[run_folder.Run]) -> float:
+def least_step_seconds(runs: Sequence[run_folder.Run]) -> float:
     """What a step of these runs takes, all phases; 0 where none is logged."""
     found = []
     for run in runs:
@@ -44,7 +44,7 @@ def at(run: run_folder.Run, measure: str, step: float) -> float | None:
 def table(experiments: Sequence[results.Experiment]) -> ResultTable:
     """Accuracy on val at the time of the cheapest GRPO method's end; empty without one."""
     runs = {one.name: [final.run for final in one.finals] for one in experiments}
-    costs = {name: step_seconds(those) for name, those in runs.items()}
+    costs = {name: least_step_seconds(those) for name, those in runs.items()}
     wholes = {name: costs[name] * (runs[name][0].last_step or 0) for name in runs if costs[name]}
     grpo = [whole for name, whole in wholes.items() if not runs[name][0].is_sft]
     header = ["method", "ms a step", "s, all steps"]

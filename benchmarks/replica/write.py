@@ -26,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import contrasts
+import controls
 import wall_clock
 from claims import CLAIMS
 from claims_page import ABLATIONS, REPLICA, command, findings, put
@@ -126,9 +126,13 @@ def _section(sweep: Sweep, out: Path) -> list[Block]:
     name = f"{Path(sweep.file).stem}, {sweep.data_set}"
     blocks: list[Block] = [Heading(name), Bullets(_provenance(sweep))]
     found = made.blocks()
-    beside = (signal_table, wall_clock.table)
-    account = (contrasts.table, rates_table, seconds_table)
-    for table in (*(f(experiments) for f in beside), *(f(sweep) for f in account)):
+    for table in (
+        signal_table(experiments),
+        wall_clock.table(experiments),
+        controls.table(sweep),
+        rates_table(sweep),
+        seconds_table(sweep),
+    ):
         if table.rows:
             found += table_files.blocks(table)
     blocks += [_lower(block) for block in found]

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "replica"))
 
 import claims  # noqa: E402
 import claims_page  # noqa: E402
-import contrasts  # noqa: E402
+import controls  # noqa: E402
 import readings  # noqa: E402
 import verdicts  # noqa: E402
 import wall_clock  # noqa: E402
@@ -260,13 +260,13 @@ def test_methods_are_read_after_the_same_seconds(sweep):
     assert not wall_clock.table(list(sweep.arms.values())).rows  # no seconds logged
 
 
-def test_contrasts_have_the_sign_of_their_name(sweep, monkeypatch):
-    monkeypatch.setattr(contrasts, "PAIRS", (("medloc", "fixed"), ("fixed", "medloc")))
-    rows = [row for row in contrasts.table(sweep).rows if row[1] == "mAP"]
+def test_controls_have_the_sign_of_their_name(sweep, monkeypatch):
+    monkeypatch.setattr(controls, "PAIRS", (("medloc", "fixed"), ("fixed", "medloc")))
+    rows = [row for row in controls.table(sweep).rows if row[1] == "mAP"]
     assert [row[2][0] for row in rows] == ["+", "\N{MINUS SIGN}"]
     assert rows[0][0] == "MedLoc (piecewise) \N{MINUS SIGN} Fixed 0.5"
-    monkeypatch.setattr(contrasts, "PAIRS", (("rivals", "fixed"),))
-    assert not contrasts.table(sweep).rows
+    monkeypatch.setattr(controls, "PAIRS", (("rivals", "fixed"),))
+    assert not controls.table(sweep).rows
 
 
 # ---- the claims ----
